@@ -1,0 +1,147 @@
+"""The figure of the laboratory: proxy and gold reward against the distance from the SFT policy (Gao et al. 2022, figure 1).
+
+    python analysis/reward_vs_kl.py RESULTS [--x kl] [--out DIR]
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from rlhf_lab_analysis import style
+from rlhf_lab_analysis.frames import REWARDS, Group, best_of_n_curves, groups, has_values, select
+from rlhf_lab_analysis.seed_statistics import mean_by_step
+from rlhf_lab_analysis.style import Style
+
+from rlhf_lab.errors import DataError, LabError
+
+X_LABELS = {
+    "sqrt_kl": r"$\sqrt{\mathrm{KL}(\pi\,\Vert\,\pi_{\mathrm{SFT}})}$  (nats$^{1/2}$)",
+    "kl": r"$\mathrm{KL}(\pi\,\Vert\,\pi_{\mathrm{SFT}})$  (nats per sequence)",
+}
+TITLES = {"reward_proxy": "proxy: what RL maximises", "reward_gold": "gold: what we care about"}
+Y_LABELS = {"reward_proxy": "proxy reward", "reward_gold": "gold reward"}
+BLACK = Style((0.0, 0.0, 0.0), (0, (1, 2.5)), "x")
+
+
+def reward_vs_kl(
+    frame: pd.DataFrame,
+    x: str = "sqrt_kl",
+    hue: str | Sequence[str] | None = None,
+    *,
+    stage: str = "rl",
+    unit: str = "score",
+    width: float = style.TEXT_WIDTH,
+) -> Figure:
+    """Proxy and gold against √KL or KL, on validation prompts.
+
+    A thin line per seed; a mean curve with a 95 % t-interval per arm or axis value (`hue` chooses the columns). The mean
+    is taken over seeds at equal step, of KL and of the reward, and √ is of the mean KL; the band is of the reward alone.
+    Best-of-n from the SFT policy stands on the same axes where the table has it. Negative estimates of KL are drawn at 0.
+    A reward without any number gets no panel. `unit` is the unit of both rewards, `width` in inches (under 4.5 the
+    panels are stacked).
+    """
+    if x not in X_LABELS:
+        raise DataError(f"x must be one of {', '.join(X_LABELS)}, not '{x}'")
+    rows = select(frame, stage)
+    rewards = [reward for reward in REWARDS if has_values(rows, reward)]
+    if not rewards or not has_values(rows, "kl"):
+        raise DataError(f"the validation rows of stage '{stage}' hold no finite kl with a reward, so there is nothing to draw")
+    cut = groups(rows, hue)
+    with style.look():
+        return _figure(frame, cut, rewards, x, unit, width)
+
+
+def _figure(frame: pd.DataFrame, cut: list[Group], rewards: list[str], x: str, unit: str, width: float) -> Figure:
+    stacked = width < 4.5
+    size = (width, 2.35 * len(rewards) + 0.6) if stacked else (width, 0.44 * width + 0.6 + 0.06 * len(cut))
+    figure = style.new_figure(*size)
+    shape = (len(rewards), 1) if stacked else (1, len(rewards))
+    chosen = style.styles(len(cut))
+    best_of_n = best_of_n_curves(frame, cut)
+    for panel, reward in zip(figure.subplots(*shape, squeeze=False, sharex=True).flat, rewards, strict=True):
+        for group, look in zip(cut, chosen, strict=True):
+            _draw_group(panel, group.rows, x, reward, look)
+        for number, curve in best_of_n:
+            _draw_best_of_n(panel, curve, x, reward, BLACK if number is None else _of_group(chosen[number]))
+        panel.set(title=TITLES[reward], ylabel=f"{Y_LABELS[reward]} ({unit})")
+        if panel.get_subplotspec().is_last_row():
+            panel.set_xlabel(X_LABELS[x])
+    caption, labels = style.seeds_caption(cut)
+    handles = [style.handle(look, text) for look, text in zip(chosen, labels, strict=True)]
+    style.legend_below(figure, handles + _best_of_n_handles(best_of_n), caption)
+    return figure
+
+
+def distance(kl: pd.Series, x: str) -> pd.Series:
+    """KL or its root, nats or nats^½; an estimate below 0 counts as 0."""
+    kl = kl.clip(lower=0)
+    return np.sqrt(kl) if x == "sqrt_kl" else kl
+
+
+def _draw_group(panel: Axes, rows: pd.DataFrame, x: str, reward: str, look: Style) -> None:
+    runs = [run for _, run in rows.groupby("run_id", sort=False)]
+    for run in runs if len(runs) > 1 else []:
+        style.draw_seed(panel, distance(run["kl"], x), run[reward], look)
+    where, mean = distance(mean_by_step(rows, "kl")["mean"], x), mean_by_step(rows, reward)
+    style.draw_band(panel, where, mean["low"], mean["high"], look)
+    style.draw_mean(panel, where, mean["mean"], look)
+
+
+def _of_group(look: Style) -> Style:
+    return Style(look.color, BLACK.linestyle, BLACK.marker)
+
+
+def _draw_best_of_n(panel: Axes, curve: pd.DataFrame, x: str, reward: str, look: Style) -> None:
+    if not has_values(curve, reward):
+        return
+    where, error = distance(curve["kl"], x), curve.get(f"{reward}_se")
+    line = {"color": look.color, "linestyle": look.linestyle, "linewidth": 1.1}
+    bars = {} if error is None or (curve["curves"] > 1).any() else {"yerr": 1.96 * error, "elinewidth": 0.6}
+    panel.errorbar(where, curve[reward], **line, marker=look.marker, markersize=3.6, zorder=4, **bars)
+
+
+def _best_of_n_handles(curves: list[tuple[int | None, pd.DataFrame]]) -> list:
+    if not curves:
+        return []
+    largest = max(curve["n"].max() for _, curve in curves)
+    return [style.handle(BLACK, f"best of n ≤ {largest:.0f} (SFT)")]
+
+
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def draw(results: Path, out: Path | None = None, **options) -> list[Path]:
+    """Write reward_vs_kl.png and .svg of a results folder to `out` (default RESULTS/figures); options as above."""
+    import rlhf_lab
+
+    figure = reward_vs_kl(rlhf_lab.load(results), **options)
+    return style.save(figure, out or Path(results) / "figures", "reward_vs_kl")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Draw proxy and gold reward against KL from a results folder.")
+    parser.add_argument("results", type=Path)
+    parser.add_argument("--out", type=Path, help="folder for the figure (default: RESULTS/figures)")
+    parser.add_argument("--x", choices=list(X_LABELS), default="sqrt_kl")
+    parser.add_argument("--hue", action="append", metavar="COLUMN", help="colour by this column (default: what varies)")
+    parser.add_argument("--stage", default="rl", help="name of the stage to draw (default: rl)")
+    parser.add_argument("--unit", default="score", help="unit of the rewards, for the axis labels")
+    parser.add_argument("--width", type=float, default=style.TEXT_WIDTH, help="width in inches (under 4.5: stacked panels)")
+    try:
+        paths = draw(**vars(parser.parse_args(argv)))
+    except LabError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    print(*paths, sep="\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

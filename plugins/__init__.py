@@ -1,0 +1,1 @@
+"""The built-in components: one folder per slot, one file per idea. A new file here is registered by being here."""

@@ -1,0 +1,54 @@
+"""A value network of its own, beside the policy."""
+
+from typing import Literal
+
+import torch
+
+from rlhf_lab.contracts import Component, StageRef, hookimpl, param
+from rlhf_lab.lm.files import freeze_embeddings, load_backbone
+from rlhf_lab.lm.scalar import ScalarModel, load_scalar_model
+
+
+class ValueModel(Component):
+    """V(x, y_<t) = w·h_{t−1} + b, from a network that shares nothing with the policy.
+
+    Started from a reward model (backbone, head, gain and bias; Ouyang et al. 2022, C.4; Stiennon et al. 2020, G.1), or
+    from a policy's stage with a fresh head. `lora` trains an adapter and the head only.
+    """
+
+    kind, name = "critic", "value_model"
+    init: StageRef = param("reward_model", "the stage that the critic starts from: a reward model, or a language model")
+    learning_rate: float = param(1e-3, "of the critic", gt=0, allow_inf_nan=False)
+    adaptation: Literal["full", "lora"] = param("full", "what is trained")
+    lora_rank: int = param(16, "r", ge=1)
+    lora_alpha: float = param(32.0, "α; the update is scaled by α/r", gt=0)
+    freeze_embeddings: bool = param(False, "with `full`: leave the embedding as it is")
+
+    def build(self, ctx, policy):
+        folder = ctx.input(self.init)
+        if (folder / "head.json").is_file():
+            model = load_scalar_model(folder)
+        else:
+            model = ScalarModel(load_backbone(folder), "last", ctx.torch_rng("value_head"))
+        if self.adaptation == "lora":
+            from rlhf_lab.lm.adapters import with_adapter
+
+            model.backbone = with_adapter(model.backbone, self.lora_rank, self.lora_alpha, ctx.torch_rng("critic_lora"))
+        elif self.freeze_embeddings:
+            freeze_embeddings(model.backbone)
+        return Values(model.eval().to(ctx.device))
+
+
+class Values:
+    """The live critic."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        self.module = module
+
+    def values(self, rollout):
+        return self.module.values(rollout)
+
+
+@hookimpl
+def register_components(register):
+    register(ValueModel)

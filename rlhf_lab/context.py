@@ -1,0 +1,81 @@
+"""What a stage is given: its folder, its seed, the data, its inputs, and somewhere to report to."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from rlhf_lab.store import json_row
+from rlhf_lab.streams import stream, torch_stream
+
+if TYPE_CHECKING:
+    from rlhf_lab.spec import RunConfig
+
+
+class StageContext:
+    """Everything a stage may touch. `report(done, total)` is called as work proceeds."""
+
+    def __init__(self, config: RunConfig, stage: str, seed: int, folder: Path, inputs: Mapping[str, Path], spec_folder: Path,
+                 report: Callable[[int, int, str], None] = lambda done, total, text: None) -> None:
+        self.config, self.stage, self.seed, self.folder = config, stage, seed, folder
+        self.inputs, self.spec_folder, self.report = inputs, spec_folder, report
+        self._started = time.monotonic()
+
+    # Randomness
+
+    def rng(self, name: str, *counters: int) -> np.random.Generator:
+        return stream(self.seed, name, *counters)
+
+    def torch_rng(self, name: str, *counters: int) -> torch.Generator:
+        return torch_stream(self.seed, name, *counters)
+
+    # What the stage reads
+
+    @cached_property
+    def data(self) -> Any:
+        return self.config.data.open(self)
+
+    @cached_property
+    def base_model(self) -> tuple[Any, Any]:
+        """The pretrained model and its tokenizer, as the spec's `model` gives them."""
+        return self.config.model.open(self)
+
+    @property
+    def template(self) -> Any:
+        return self.config.template
+
+    def input(self, stage: str) -> Path:
+        """The folder of a stage that this one named in a field of type StageRef."""
+        return self.inputs[stage]
+
+    @cached_property
+    def accelerator(self) -> Any:
+        from accelerate import Accelerator
+
+        return Accelerator(mixed_precision={"fp32": "no", "bf16": "bf16"}[self.config.precision])
+
+    @property
+    def device(self) -> torch.device:
+        return self.accelerator.device
+
+    # What the stage writes
+
+    def log(self, step: int, split: str, **metrics: float) -> None:
+        """One row of the steps table. Metrics are numbers; a metric that does not apply is left out or NaN."""
+        row = {name: float(value) for name, value in metrics.items()}
+        self._append("steps.jsonl", {"stage": self.stage, "step": step, "split": split, **row})
+
+    def log_samples(self, step: int, rows: list[dict[str, Any]]) -> None:
+        """Rows of the samples table: prompt, response, and scores as columns."""
+        for row in rows:
+            self._append("samples.jsonl", {"stage": self.stage, "step": step, **row})
+
+    def _append(self, name: str, row: Mapping[str, Any]) -> None:
+        with open(self.folder / name, "a", encoding="utf-8") as file:
+            file.write(json_row(row))

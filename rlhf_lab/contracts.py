@@ -1,0 +1,425 @@
+"""The contracts: each slot of the laboratory as a protocol, with its laws in words.
+
+Shape suffixes, here and everywhere:
+  B sequences in a rollout · G samples per prompt · P prompt tokens (left-padded) · T response tokens (right-padded)
+  V vocabulary · K completions ranked per prompt.
+KL is in nats per sequence unless a name says `per_token`. x is a prompt, y a response.
+
+A component is a small frozen class whose fields are its parameters:
+
+    class Fixed(Component):
+        "A constant KL coefficient (Ouyang et al. 2022, C.4)."
+        kind, name = "kl_controller", "fixed"
+        beta: float = param(0.02, "KL coefficient", ge=0, source="Ouyang et al. 2022, C.4")
+
+        def start(self):
+            return {"beta": self.beta}
+
+        def update(self, state, kl, n_sequences):
+            return state
+
+    @hookimpl
+    def register_components(register):
+        register(Fixed)
+
+What a component has to offer besides its parameters is the protocol of its kind, below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple, Protocol
+
+import numpy as np
+import pluggy
+import torch
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SerializeAsAny, ValidationInfo, WrapValidator, model_serializer
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from rlhf_lab.context import StageContext
+
+API_VERSION = 1
+ENTRY_POINT_GROUP = "rlhf_lab"
+
+hookspec = pluggy.HookspecMarker(ENTRY_POINT_GROUP)
+hookimpl = pluggy.HookimplMarker(ENTRY_POINT_GROUP)
+
+
+class Hooks:
+    """The whole hook surface of rlhf_lab."""
+
+    @hookspec
+    def register_components(self, register) -> None:
+        """Call `register(component_class)` once for each component that this plugin adds."""
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Parameters
+
+
+class Component(BaseModel):
+    """A named choice for one slot: its fields are its parameters, its methods the protocol of its kind.
+
+    Laws for every component: it is frozen and holds no hidden state; an unknown parameter is an error; each
+    parameter changes something; nothing happens at construction (no file, no network, no global random state).
+    `version` is raised when the numbers change for the same parameters, so that cached results are not mixed.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+    kind: ClassVar[str]
+    name: ClassVar[str]
+    version: ClassVar[int] = 1
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    @model_serializer(mode="wrap")
+    def _with_name(self, handler) -> dict[str, Any]:
+        return {"name": type(self).name, **handler(self)}
+
+
+def param(default: Any = ..., doc: str = "", *, unit: str | None = None, source: str | None = None, **constraints) -> Any:
+    """A parameter of a component. `constraints` are pydantic's (gt, ge, lt, le, min_length, …).
+
+    `unit` and `source` (paper and section, or repository and line) are shown by `rlhf-lab plugins show`.
+    """
+    extra = {key: value for key, value in {"unit": unit, "source": source}.items() if value}
+    return Field(default, description=doc, json_schema_extra=extra or None, **constraints)
+
+
+class SlotMarker(NamedTuple):
+    kind: str
+
+
+class StageName(str):
+    """The name of another stage of the same spec, whose artifact is read."""
+
+
+def _known_stage(value: str, info: ValidationInfo) -> StageName:
+    stages = (info.context or {}).get("stages")
+    if stages is not None and value not in stages:
+        raise ValueError(f"no stage is called {value!r}; this spec has {', '.join(map(repr, stages))}")
+    return StageName(value)
+
+
+def slot(kind: str) -> Any:
+    """The type of a field that holds a component of `kind`: in a spec a name, or a mapping with `name` in it."""
+
+    def choose(value: Any, handler: Any, info: ValidationInfo) -> Component:
+        if isinstance(value, Component) and value.kind == kind:
+            return value
+        registry = (info.context or {}).get("registry")
+        if registry is None:
+            raise ValueError(f"a {kind} must be a component of that kind, or be validated through a registry")
+        return registry.choose(kind, value, info.context)
+
+    return Annotated[SerializeAsAny[Any], WrapValidator(choose), SlotMarker(kind)]
+
+
+StageRef = Annotated[str, AfterValidator(_known_stage)]
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# What flows between the slots
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """B prompts with one response each. Masks come from lengths, never from token equality.
+
+    `mask_BT` covers the response including its EOS; `ended_B` says that the EOS is there. `group_B` numbers the
+    prompts, so that the G samples of a prompt share a number. `logprobs_BT` are what the sampler saw, at the
+    sampling temperature (None for text that was not sampled).
+    """
+
+    prompts: tuple[str, ...]
+    responses: tuple[str, ...]
+    prompt_ids_BP: Tensor
+    prompt_mask_BP: Tensor
+    response_ids_BT: Tensor
+    mask_BT: Tensor
+    ended_B: Tensor
+    group_B: Tensor
+    logprobs_BT: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def to(self, device: torch.device) -> Rollout:
+        """The same on another device."""
+        return replace(self, **{f.name: getattr(self, f.name).to(device) for f in fields(self)
+                                if isinstance(getattr(self, f.name), Tensor)})
+
+    def rows(self, index: Tensor) -> Rollout:
+        """The sequences at `index`, untrimmed."""
+        picked = {f.name: getattr(self, f.name) for f in fields(self)}
+        for name, value in picked.items():
+            if isinstance(value, Tensor):
+                picked[name] = value[index]
+            elif value is not None:
+                picked[name] = tuple(value[i] for i in index.tolist())
+        return replace(self, **picked)
+
+
+class Scores(NamedTuple):
+    """What a reward source returns: one number per sequence, and named extra columns (ensemble members, …)."""
+
+    scores_B: Tensor
+    columns: Mapping[str, Tensor] = {}
+
+
+class PolicyOutput(NamedTuple):
+    """Differentiable quantities at the response tokens; None where nobody asked for them."""
+
+    logprobs_BT: Tensor
+    entropy_BT: Tensor | None = None
+    values_BT: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class AdvantageInputs:
+    """What an estimator may read. `values_BT` and `greedy_scores_B` are there only if its `needs` name them."""
+
+    rewards_BT: Tensor
+    mask_BT: Tensor
+    scores_B: Tensor
+    group_B: Tensor
+    ended_B: Tensor
+    values_BT: Tensor | None = None
+    greedy_scores_B: Tensor | None = None
+
+
+class Estimate(NamedTuple):
+    advantages_BT: Tensor
+    returns_BT: Tensor
+    state: Mapping[str, float] = {}
+
+
+@dataclass(frozen=True)
+class Minibatch:
+    """What an objective term may read besides the new log-probabilities. Masked places hold zeros.
+
+    `weights_BT` carry the aggregation that the spec chose, over the *whole* minibatch; so a term computed on a part
+    of it (a micro-batch, a process) adds up to the term on the whole.
+    """
+
+    mask_BT: Tensor
+    weights_BT: Tensor
+    token_weights_BT: Tensor
+    old_logprobs_BT: Tensor
+    advantages_BT: Tensor
+    returns_BT: Tensor
+    scores_B: Tensor
+    beta: float
+    ref_logprobs_BT: Tensor | None = None
+    old_values_BT: Tensor | None = None
+
+    def aggregate(self, x_BT: Tensor) -> Tensor:
+        """The weighted sum that the spec's `aggregation` asks for."""
+        return (x_BT * self.weights_BT).sum()
+
+    def token_mean(self, x_BT: Tensor) -> Tensor:
+        """Mean over the response tokens of the minibatch, whatever the aggregation."""
+        return (x_BT * self.token_weights_BT).sum()
+
+
+class Loss(NamedTuple):
+    """A scalar to minimise, and metrics; both additive over the micro-batches of a minibatch."""
+
+    value: Tensor
+    metrics: Mapping[str, Tensor] = {}
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    prompt: str
+    completion: str
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """K completions of one prompt with ratings, higher is better; a comparison is K = 2."""
+
+    prompt: str
+    completions: tuple[str, ...]
+    ratings: tuple[float, ...]
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# The six slots of reinforcement learning
+
+
+class Policy(Protocol):
+    """What `build` of a policy component returns.
+
+    Laws: log-probs are at the sampling temperature, from fp32 log-softmax, and do not depend on padding or batch
+    composition; dropout is off; before the first update `reference_logprobs` equals `forward(...).logprobs_BT`.
+    The same generator state gives the same noise whatever the weights.
+    """
+
+    module: torch.nn.Module
+
+    def rollout(self, prompts: Sequence[str], rng: np.random.Generator, *, samples: int = 1, greedy: bool = False,
+                response_length: int, temperature: float) -> Rollout:
+        """`samples` responses for each prompt, next to each other (B = prompts × samples)."""
+
+    def encode(self, prompts: Sequence[str], responses: Sequence[str]) -> Rollout:
+        """Given text as a rollout (EOS appended), for scoring what was not sampled."""
+
+    def forward(self, rollout: Rollout, *, temperature: float, entropy: bool = False) -> PolicyOutput:
+        """Differentiable logprobs_BT (and entropy_BT in nats per token)."""
+
+    def reference_logprobs(self, rollout: Rollout, *, temperature: float) -> Tensor:
+        """logprobs_BT of the frozen reference policy."""
+
+    def encode_texts(self, texts: Sequence[str]) -> Rollout:
+        """Whole texts as rollouts, the first token as the prompt (pretraining mix)."""
+
+    def save(self, folder: Path) -> None:
+        """Weights (safetensors, adapters merged), config and tokenizer."""
+
+
+class Critic(Protocol):
+    """What `build` of a critic component returns. `none` builds None and is for critic-free arms.
+
+    Laws: values_BT[b, t] depends on the prompt and the response tokens before t only; padding changes nothing.
+    """
+
+    module: torch.nn.Module
+
+    def values(self, rollout: Rollout) -> Tensor:
+        """Differentiable values_BT, the expected return before token t."""
+
+
+class RewardSource(Protocol):
+    """A component with `open(ctx) -> scorer`, where `scorer(rollout) -> Scores`.
+
+    Laws: one finite score per sequence, independent of the other sequences in the batch and of padding; no state
+    unless the scorer has `state_dict()` and `load_state_dict(dict)` (JSON), which are then checkpointed.
+    """
+
+    def open(self, ctx: StageContext) -> Any: ...
+
+
+class KLController(Protocol):
+    """Chooses β for the next step from the KL that was observed.
+
+    Laws: state is a JSON mapping that holds `beta`, finite and ≥ 0; `update` is pure.
+    """
+
+    def start(self) -> dict[str, float]: ...
+
+    def update(self, state: Mapping[str, float], kl: float, n_sequences: int) -> dict[str, float]:
+        """`kl`: batch mean of Σ_t (log π − log ref), nats per sequence, of the rollout that was just trained on."""
+
+
+class AdvantageEstimator(Protocol):
+    """Token rewards to advantages. `needs` may name `values`, `greedy_scores`.
+
+    Laws: pure; extra right padding changes nothing; masked places of the result are 0; the order of the sequences
+    within a group changes nothing.
+    """
+
+    def estimate(self, batch: AdvantageInputs, state: Mapping[str, float]) -> Estimate: ...
+
+
+class Objective(Protocol):
+    """One term of the loss; a run has a weighted list. `needs` may name `entropy`, `values`, `ref_logprobs`, `pretrain`.
+
+    A term that needs `pretrain` is given a batch of pretraining text (its log-probs, mask and weights) in place of the
+    rollouts, `ratio` texts for each episode.
+
+    Laws: the gradient does not depend on the split into micro-batches, nor on what stands in masked places.
+    """
+
+    weight: float
+
+    def loss(self, new: PolicyOutput, batch: Minibatch) -> Loss: ...
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# The other kinds
+
+
+class Stage(Protocol):
+    """One cached computation. Fields of type `StageRef` name the stages whose artifacts it reads.
+
+    Laws: everything it makes goes into `ctx.folder`; it is a function of its parameters, `ctx.seed`, the data and
+    its inputs. `seed` in a stage's parameters is a number, or "run" to follow the seed of the run.
+    """
+
+    seed: int | str
+
+    def run(self, ctx: StageContext) -> None: ...
+
+
+class Dataset(Protocol):
+    """What `open(ctx)` of a data component returns; splits are `train` and `validation`.
+
+    Each raises DataError, saying what to add, where the data has no such part. `tokenizer` returns None where the data
+    brings no tokenizer of its own.
+    """
+
+    def prompts(self, split: str) -> list[str]: ...
+
+    def demonstrations(self, split: str) -> list[Demonstration]: ...
+
+    def rankings(self, split: str) -> list[Ranking]: ...
+
+    def pretraining(self, split: str) -> list[str]: ...
+
+    def tokenizer(self) -> Any: ...
+
+
+class Model(Protocol):
+    """Where weights come from: `open(ctx)` returns (causal language model, tokenizer), in fp32 on the CPU."""
+
+    def open(self, ctx: StageContext) -> tuple[Any, Any]: ...
+
+
+class Template(Protocol):
+    """How a prompt becomes the text that the model continues."""
+
+    def format(self, prompt: str, tokenizer: Any) -> str: ...
+
+
+class RewardLoss(Protocol):
+    """The loss of the reward model.
+
+    Laws: ties contribute nothing; padding of K changes nothing; adding a constant to all scores of a prompt changes
+    nothing, unless the docstring says otherwise.
+    """
+
+    def examples(self, rankings: Sequence[Ranking]) -> list[Ranking]:
+        """The batch elements: a ranking as it is, or cut into pairs."""
+
+    def losses(self, scores_BK: Tensor, ratings_BK: Tensor, mask_BK: Tensor) -> Tensor:
+        """losses_B; the stage takes the mean over the prompts of a batch."""
+
+
+KINDS: Mapping[str, str] = {
+    "policy": "what is trained: samples responses, gives log-probs",
+    "critic": "values of states, for estimators that need them",
+    "reward": "scores of responses",
+    "kl_controller": "the KL coefficient β, step by step",
+    "advantage": "token rewards to advantages",
+    "objective": "terms of the loss",
+    "reward_loss": "the loss of the reward model",
+    "stage": "one cached step of the pipeline",
+    "data": "prompts, demonstrations, rankings",
+    "model": "where pretrained weights come from",
+    "template": "how a prompt is written for the model",
+    "preset": "published combinations, every number with its source",
+}
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A published combination: dotted path in a run's config → (value, source)."""
+
+    name: str
+    doc: str
+    values: Mapping[str, tuple[Any, str]] = field(default_factory=dict)
+    kind: ClassVar[str] = "preset"

@@ -1,0 +1,35 @@
+"""What a user did that cannot work, said in one sentence. The command line prints these without a traceback."""
+
+
+class LabError(Exception):
+    """Base of all errors that are addressed to the user; `exit_code` is what the command line returns."""
+
+    exit_code = 1
+
+
+class SpecError(LabError):
+    """The spec (or an override, or the command line) is wrong; nothing has been created."""
+
+    exit_code = 2
+
+
+class PluginError(LabError):
+    """A plugin that the spec uses cannot be loaded, or two distributions claim one name."""
+
+    exit_code = 3
+
+
+class DataError(LabError):
+    """A data file is missing, empty, broken or lacks a field; names file and line."""
+
+
+class ModelError(LabError):
+    """Weights, tokenizer or checkpoint do not fit what was asked for."""
+
+
+class RewardError(LabError):
+    """A reward source returned NaN, the wrong number of scores, or nothing."""
+
+
+class NumericsError(LabError):
+    """A number that must hold does not: a loss is not finite, or KL at step 0 is not 0."""

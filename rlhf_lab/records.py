@@ -1,0 +1,132 @@
+"""From what runs and stages wrote to tidy tables, and back into frames.
+
+    runs.parquet      a row per run: run_id, arm, seed, status, seconds, each axis as a column, provenance
+    steps.parquet     a row per run × stage × step × split: kl, reward_proxy, reward_gold, entropy, …
+    samples.parquet   a row per sampled response that was kept
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from rlhf_lab.errors import DataError
+from rlhf_lab.store import is_committed, read_json
+
+SCHEMA = "1"
+COLUMNS: Mapping[str, tuple[str, ...]] = {
+    "runs": ("run_id", "arm", "seed", "status", "seconds"),
+    "steps": ("run_id", "arm", "seed", "stage", "step", "split", "kl", "reward_proxy", "reward_gold", "entropy",
+              "response_length", "beta"),
+    "samples": ("run_id", "stage", "step", "prompt", "response", "reward_proxy", "reward_gold"),
+}
+
+
+def run_folders(results: Path) -> list[Path]:
+    return sorted(path.parent for path in (results / "runs").glob("*/run.json"))
+
+
+def compact(results: Path) -> dict[str, pd.DataFrame]:
+    """Writes the three tables from the files of all runs; rebuilding them loses nothing."""
+    plan = read_json(results / "plan.json") if (results / "plan.json").is_file() else {"runs": []}
+    order = {run_id: place for place, run_id in enumerate(plan["runs"])}
+    folders = sorted(run_folders(results), key=lambda folder: (order.get(folder.name, len(order)), folder.name))
+    rows: dict[str, list[dict[str, Any]]] = {"runs": [], "steps": [], "samples": []}
+    for folder in folders:
+        run = read_json(folder / "run.json")
+        rows["runs"].append(run_row(folder, run))
+        rows["steps"] += stage_rows(run, "steps.jsonl", ("run_id", "arm", "seed"))
+        rows["samples"] += stage_rows(run, "samples.jsonl", ("run_id",))
+    tables = {name: tidy(name, table) for name, table in rows.items()}
+    for name, frame in tables.items():
+        write_parquet(frame, results / f"{name}.parquet")
+    return tables
+
+
+def tidy(name: str, rows: list[dict[str, Any]]) -> pd.DataFrame:
+    """A frame with the promised columns first, whatever the rows hold."""
+    frame = pd.DataFrame(rows)
+    for column in COLUMNS[name]:
+        if column not in frame:
+            frame[column] = math.nan
+    return frame[[*COLUMNS[name], *(c for c in frame.columns if c not in COLUMNS[name])]]
+
+
+def run_row(folder: Path, run: Mapping[str, Any]) -> dict[str, Any]:
+    status = read_json(folder / "status.json") if (folder / "status.json").is_file() else {"status": "pending"}
+    axes = {axis: axis_label(value) for axis, value in run["axes"].items()}
+    kept = {key: status[key] for key in ("device", "threads", "error") if key in status}
+    packages = {f"version_{name}": version for name, version in status.get("packages", {}).items()}
+    return {"run_id": run["run_id"], "arm": run["arm"], "seed": run["seed"], "status": status["status"],
+            "seconds": status.get("seconds", math.nan), **axes, **kept, **run.get("git", {}), **packages}
+
+
+def axis_label(value: Any) -> Any:
+    """Numbers, texts and truth values as they are; a component as its name with its parameters."""
+    if isinstance(value, Mapping):
+        inner = ", ".join(f"{key}={axis_label(item)}" for key, item in value.items() if key != "name")
+        return f"{value.get('name', '')}({inner})" if inner else str(value.get("name", ""))
+    return json.dumps(value) if isinstance(value, list) else value
+
+
+def stage_rows(run: Mapping[str, Any], file: str, keys: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+    """The rows of each finished stage of a run, under the name that the run gives the stage."""
+    for stage, hash in run["stages"].items():
+        folder = Path(run["store"]) / hash
+        if is_committed(folder) and (folder / file).is_file():
+            for row in read_rows(folder / file):
+                yield {**{key: run[key] for key in keys}, **row, "stage": stage}
+
+
+def read_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """JSON lines; null stands for NaN."""
+    with open(path, encoding="utf-8") as file:
+        for line in file:
+            yield {key: math.nan if value is None else value for key, value in json.loads(line).items()}
+
+
+def write_parquet(frame: pd.DataFrame, path: Path) -> None:
+    """Atomically, with the version of the schema in the file's metadata."""
+    import pyarrow
+    import pyarrow.parquet
+
+    table = pyarrow.Table.from_pandas(frame, preserve_index=False)
+    table = table.replace_schema_metadata({**(table.schema.metadata or {}), b"rlhf_lab.schema": SCHEMA.encode()})
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    try:
+        pyarrow.parquet.write_table(table, temporary, compression="zstd")
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def load(folder: str | Path, table: str = "steps") -> pd.DataFrame:
+    """A table of a results folder as a frame; steps and samples come with the axes (and arm, seed) of their run.
+
+        df = rlhf_lab.load("results/quickstart")
+        sns.lineplot(df, x="kl", y="reward_gold", hue="rl.kl.beta", units="seed", estimator=None)
+
+    `table` is "steps", "samples" or "runs". Raises DataError where there is no such table.
+    """
+    path = Path(folder) / f"{table}.parquet"
+    if table not in COLUMNS:
+        raise DataError(f"there is no table {table!r}; there are {', '.join(COLUMNS)}")
+    if not path.is_file():
+        raise DataError(f"{path} does not exist; is {folder} the folder of a finished sweep?")
+    frame = pd.read_parquet(path)
+    if table == "runs":
+        return frame
+    runs = pd.read_parquet(Path(folder) / "runs.parquet")
+    known = {"status", "seconds", "device", "threads", "error", "git_revision", "git_dirty"}
+    joined = ["run_id", *(c for c in runs.columns if c not in frame.columns and c not in known and not c.startswith("version_"))]
+    return frame.merge(runs[joined], on="run_id", how="left")

@@ -1,0 +1,156 @@
+"""Step 5 of the loop: inner epochs of shuffled minibatches over one batch of rollouts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from rlhf_lab import aggregation, masked
+from rlhf_lab.context import StageContext
+from rlhf_lab.contracts import Minibatch, PolicyOutput, Rollout
+from rlhf_lab.errors import NumericsError
+from rlhf_lab.lm.tokens import trim
+from rlhf_lab.streams import shuffled_batches
+
+if TYPE_CHECKING:
+    from rlhf_lab.loop import RL, Actors
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One batch of rollouts with everything that the update reads."""
+
+    rollout: Rollout
+    old_logprobs_BT: Tensor
+    ref_logprobs_BT: Tensor
+    advantages_BT: Tensor
+    returns_BT: Tensor
+    values_BT: Tensor | None
+    scores_B: Tensor
+    beta: float
+
+
+def new_optimizer(cfg: RL, policy: Any, critic: Any) -> torch.optim.Optimizer:
+    """Adam over policy and critic, each at its own learning rate."""
+    groups = [{"params": trainable(policy.module), "lr": cfg.learning_rate}]
+    if critic is not None:
+        groups.append({"params": trainable(critic.module), "lr": cfg.critic.learning_rate})
+    for group in groups:
+        group["initial_lr"] = group["lr"]
+    return torch.optim.Adam(groups, betas=cfg.adam_betas, eps=cfg.adam_eps)
+
+
+def trainable(module: torch.nn.Module) -> list[Tensor]:
+    return [p for p in module.parameters() if p.requires_grad]
+
+
+def update(cfg: RL, ctx: StageContext, actors: Actors, batch: Batch, step: int) -> dict[str, float]:
+    """Trains policy and critic on one batch; returns metrics averaged over the optimiser steps, and some of the first."""
+    history: list[dict[str, float]] = []
+    for epoch in range(cfg.inner_epochs):
+        order = torch.from_numpy(ctx.rng("minibatches", step, epoch).permutation(len(batch.rollout)))
+        for index in order.chunk(cfg.minibatches):
+            position = (step * cfg.inner_epochs * cfg.minibatches + len(history)) * len(index)
+            history.append(optimizer_step(cfg, ctx, actors, batch, index, position))
+            actors.average.update()
+    mean = {name: sum(row[name] for row in history) / len(history) for name in history[0]}
+    return mean | {f"first_{name}": history[0][name] for name in ("ratio", "clip_fraction") if name in history[0]}
+
+
+def optimizer_step(cfg: RL, ctx: StageContext, actors: Actors, batch: Batch, index: Tensor, position: int) -> dict[str, float]:
+    """One step of Adam on the minibatch at `index`; its gradient does not depend on the micro-batches.
+
+    `position` counts the episodes trained on so far: where the next pretraining texts are read, if a term wants them.
+    """
+    metrics: dict[str, Tensor] = {}
+    actors.optimizer.zero_grad(set_to_none=True)
+    on_rollouts = [term for term in cfg.objective if "pretrain" not in term.needs]
+    for rollout, part in microbatches(batch.rollout.rows(index), select(cfg, batch, index), cfg.microbatch_size):
+        backward(cfg, ctx, actors, on_rollouts, rollout, part, metrics)
+    for term in cfg.objective:
+        if "pretrain" in term.needs:
+            texts, minibatch = pretraining(cfg, ctx, actors, term.ratio * len(index), term.ratio * position)
+            for rollout, part in microbatches(texts, minibatch, cfg.microbatch_size):
+                backward(cfg, ctx, actors, [term], rollout, part, metrics)
+    metrics |= clip_gradients(cfg, actors)
+    actors.optimizer.step()
+    row = {name: float(value) for name, value in metrics.items()}
+    if not all(math.isfinite(value) for value in row.values()):
+        raise NumericsError(f"the loss is not finite: {row}; lower the learning rate, or look at the reward")
+    return row
+
+
+def backward(cfg: RL, ctx: StageContext, actors: Actors, terms: Sequence[Any], rollout: Rollout, part: Minibatch,
+             metrics: dict[str, Tensor]) -> None:
+    """Adds the gradient of Σ weight · term on one micro-batch; adds each term and its metrics to `metrics`."""
+    with ctx.accelerator.autocast():
+        new = forward(cfg, actors, terms, rollout, part.mask_BT)
+        losses = {term: term.loss(new, part) for term in terms}
+    sum(term.weight * loss.value for term, loss in losses.items()).backward()
+    for term, loss in losses.items():
+        for name, value in {f"loss_{term.name}": loss.value, **loss.metrics}.items():
+            metrics[name] = metrics.get(name, 0.0) + value.detach()
+
+
+def forward(cfg: RL, actors: Actors, terms: Sequence[Any], rollout: Rollout, mask_BT: Tensor) -> PolicyOutput:
+    """The differentiable quantities that the terms asked for, zero in masked places. Text of pretraining is at τ = 1."""
+    needs = frozenset().union(*(term.needs for term in terms))
+    temperature = 1.0 if "pretrain" in needs else cfg.temperature
+    output = actors.policy.forward(rollout, temperature=temperature, entropy="entropy" in needs)
+    return PolicyOutput(
+        output.logprobs_BT.masked_fill(~mask_BT, 0.0),
+        output.entropy_BT.masked_fill(~mask_BT, 0.0) if "entropy" in needs else None,
+        actors.critic.values(rollout).masked_fill(~mask_BT, 0.0) if "values" in needs else None,
+    )
+
+
+def select(cfg: RL, batch: Batch, index: Tensor) -> Minibatch:
+    """The minibatch at `index`, with the weights that its aggregation gives each token."""
+    mask_BT = batch.rollout.mask_BT[index]
+    advantages_BT = batch.advantages_BT[index]
+    if cfg.whiten_advantages == "minibatch":
+        advantages_BT = masked.whiten(advantages_BT, mask_BT, ddof=cfg.whiten_ddof)
+    picked = {name: None if (value := getattr(batch, name)) is None else value[index]
+              for name in ("old_logprobs_BT", "ref_logprobs_BT", "returns_BT", "scores_B", "values_BT")}
+    clean = {name: value if value is None or value.dim() == 1 else value.masked_fill(~mask_BT, 0.0) for name, value in picked.items()}
+    return Minibatch(
+        mask_BT=mask_BT, advantages_BT=advantages_BT.masked_fill(~mask_BT, 0.0), beta=batch.beta,
+        weights_BT=aggregation.weights(mask_BT, cfg.aggregation, cfg.response_length),
+        token_weights_BT=aggregation.weights(mask_BT, "token_mean", cfg.response_length),
+        old_values_BT=clean.pop("values_BT"), **clean)
+
+
+def microbatches(rollout: Rollout, minibatch: Minibatch, size: int | None) -> Iterator[tuple[Rollout, Minibatch]]:
+    """Parts of at most `size` sequences, each cut to its longest prompt and response."""
+    n = len(rollout)
+    for rows in torch.arange(n).split(size or n):
+        part = trim(rollout.rows(rows))
+        width = part.mask_BT.shape[1]
+        cut = {name: value if not isinstance(value, Tensor) else value[rows] if value.dim() == 1 else value[rows, :width]
+               for name, value in vars(minibatch).items()}
+        yield part, Minibatch(**cut)
+
+
+def pretraining(cfg: RL, ctx: StageContext, actors: Actors, n_texts: int, position: int) -> tuple[Rollout, Minibatch]:
+    """The next pretraining texts, as a minibatch of their own with token-mean weights."""
+    texts = ctx.data.pretraining("train")
+    chosen = shuffled_batches(len(texts), n_texts, position, ctx.seed, "pretraining")
+    rollout = actors.policy.encode_texts([texts[i] for i in chosen])
+    mask_BT = rollout.mask_BT
+    nothing_BT, nothing_B = torch.zeros_like(mask_BT, dtype=torch.float32), torch.zeros(len(rollout))
+    weights_BT = aggregation.weights(mask_BT, "token_mean", cfg.response_length)
+    return rollout, Minibatch(mask_BT, weights_BT, weights_BT, old_logprobs_BT=nothing_BT, advantages_BT=nothing_BT,
+                              returns_BT=nothing_BT, scores_B=nothing_B, beta=0.0)
+
+
+def clip_gradients(cfg: RL, actors: Actors) -> dict[str, Tensor]:
+    """Norms before the clip, of policy and critic each."""
+    limit = float("inf") if cfg.max_grad_norm is None else cfg.max_grad_norm
+    modules = {"policy": actors.policy, "critic": actors.critic}
+    return {f"grad_norm_{name}": torch.nn.utils.clip_grad_norm_(trainable(actor.module), limit)
+            for name, actor in modules.items() if actor is not None}
