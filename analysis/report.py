@@ -1,39 +1,26 @@
-"""Tables in words and numbers: a summary per arm, paired differences, fits, and the check of an experiment's expected.json.
+"""The short report of a results folder: a summary per arm, paired differences to the first arm, fits of Gao's forms.
 
     python analysis/report.py RESULTS [--expected expected.json]
-
-The format of expected.json:
-
-    {"checks": [
-      {"name": "gold falls at small beta", "min": 1.0,
-       "what": {"statistic": "peak_minus_final", "column": "reward_gold", "where": {"rl.kl.beta": 0.02}}},
-      {"name": "KL falls with beta", "what": {"statistic": "final", "column": "kl", "decreasing_in": "rl.kl.beta"}}
-    ]}
-
-`statistic` is one of STATISTICS, taken of the mean curve over the runs that `where` leaves; `min` and `max` are inclusive.
-Rows are those of stage `rl` and split `validation`, unless `what` has `stage` or `split`. `minus` is a second `where`, whose
-value is subtracted. `decreasing_in` and `increasing_in` ask for strict order over the values of a column, instead of a bound.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from rlhf_lab_analysis.frames import REWARDS, axes, best_of_n_curves, grouping, groups, has_values, in_order, select
+from rlhf_lab_analysis.expected import check
+from rlhf_lab_analysis.frames import REWARDS, best_of_n_curves, grouping, groups, has_values, in_order, select
 from rlhf_lab_analysis.seed_statistics import GaoFit, fit_gao, mean_by_step, mean_interval
 
-from rlhf_lab.errors import DataError, LabError, SpecError
+from rlhf_lab.errors import DataError, LabError
 
-COMPLETE = "complete"
+DONE = "done"  # the status of a run that has everything
 HALF_WIDTH = "_half_width"
 HEADINGS = {
     "n": "n",
@@ -66,7 +53,7 @@ def summary(frame: pd.DataFrame, runs: pd.DataFrame | None = None, *, hue: str |
     """A row per arm or axis value: mean over seeds and half-width of the 95 % t-interval, on validation prompts.
 
     "final" is the last step of the group, "peak" the step where the mean gold curve is highest (chosen on the same
-    data: slightly optimistic). n counts runs with a finite KL at the last step; `runs` adds how many did not complete.
+    data: slightly optimistic). n counts runs with a finite KL at the last step; `runs` adds how many are not done.
     """
     rows = select(frame, stage)
     columns = grouping(rows, hue)
@@ -74,10 +61,18 @@ def summary(frame: pd.DataFrame, runs: pd.DataFrame | None = None, *, hue: str |
     result = pd.DataFrame(table)
     if runs is None or not set(columns) <= set(runs):
         return result
-    incomplete = runs[runs["status"] != COMPLETE].groupby(columns, dropna=False).size().rename("unfinished").reset_index()
-    merged = result.merge(incomplete, on=columns, how="left")
-    result.insert(len(columns) + 1, "unfinished", merged["unfinished"].fillna(0).astype(int))
-    return result
+    return _with_unfinished(result, runs, columns)
+
+
+def _with_unfinished(table: pd.DataFrame, runs: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
+    """Counts the runs that are not done; an arm without any finished run gets a row with n = 0."""
+    counts = runs.assign(unfinished=runs["status"] != DONE).groupby(columns, dropna=False, sort=False)["unfinished"].sum()
+    merged = table.merge(counts.reset_index(), on=columns, how="left")
+    missing = counts.reset_index().merge(table[columns], on=columns, how="left", indicator=True)
+    missing = missing[missing["_merge"] == "left_only"].drop(columns="_merge").assign(n=0)
+    merged = pd.concat([merged, missing], ignore_index=True) if len(missing) else merged
+    merged.insert(len(columns) + 1, "unfinished", merged.pop("unfinished").fillna(0).astype(int))
+    return merged
 
 
 def _summarise(rows: pd.DataFrame) -> dict[str, float]:
@@ -142,13 +137,15 @@ def _difference(rows: pd.DataFrame, column: str, by: str, value: Hashable, basel
 def fits(frame: pd.DataFrame, *, hue: str | Sequence[str] | None = None, stage: str = "rl") -> pd.DataFrame:
     """α and β of R(√KL) for each reward: the RL form per arm or axis value, the best-of-n form where there is one.
 
-    R is the reward above its own value at step 0 (n = 1 for best-of-n). Intervals resample seeds.
+    R is the reward above its own value at step 0 (at n = 1 for best-of-n, so a curve that does not start there is left
+    out). Intervals resample seeds.
     """
     rows = select(frame, stage)
     cut = groups(rows, hue)
     labelled = [(group.label, "rl", [run for _, run in group.rows.groupby("run_id")]) for group in cut]
     for number, curve in best_of_n_curves(frame, cut):
-        labelled.append(("all" if number is None else cut[number].label, "best_of_n", [curve]))
+        if curve["n"].iloc[0] == 1:
+            labelled.append(("all" if number is None else cut[number].label, "best_of_n", [curve]))
     return pd.DataFrame([
         {"group": label, "reward": reward, **_fit(curves, reward, form)._asdict()}
         for label, form, curves in labelled for reward in REWARDS if all(has_values(curve, reward) for curve in curves)
@@ -196,161 +193,6 @@ def _cell(value: Any) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------------------
-# The check of expected numbers
-
-
-STATISTICS: Mapping[str, Callable[[pd.Series], float]] = {
-    "start": lambda curve: curve.iloc[0],
-    "final": lambda curve: curve.iloc[-1],
-    "peak": lambda curve: curve.max(),
-    "lowest": lambda curve: curve.min(),
-    "peak_minus_final": lambda curve: curve.max() - curve.iloc[-1],
-    "peak_minus_start": lambda curve: curve.max() - curve.iloc[0],
-    "final_minus_start": lambda curve: curve.iloc[-1] - curve.iloc[0],
-}
-
-
-class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class What(Strict):
-    statistic: str
-    column: str
-    where: dict[str, Any] = {}
-    minus: dict[str, Any] | None = None
-    decreasing_in: str | None = None
-    increasing_in: str | None = None
-    stage: str = "rl"
-    split: str = "validation"
-
-    @model_validator(mode="after")
-    def _known(self) -> What:
-        if self.statistic not in STATISTICS:
-            raise ValueError(f"unknown statistic '{self.statistic}'; choose among: {', '.join(STATISTICS)}")
-        if sum(option is not None for option in (self.minus, self.decreasing_in, self.increasing_in)) > 1:
-            raise ValueError("choose one of minus, decreasing_in, increasing_in")
-        return self
-
-
-class Expectation(Strict):
-    name: str
-    what: What
-    min: float | None = None
-    max: float | None = None
-
-    @model_validator(mode="after")
-    def _has_bound(self) -> Expectation:
-        ordered = self.what.decreasing_in or self.what.increasing_in
-        if bool(ordered) == (self.min is not None or self.max is not None):
-            raise ValueError("give either min or max (or both), or one of decreasing_in and increasing_in")
-        return self
-
-
-class Expected(Strict):
-    checks: tuple[Expectation, ...] = Field(min_length=1)
-
-
-class Check(NamedTuple):
-    """One expectation and what came out; `value` is a number, or a list of (axis value, number) for an order."""
-
-    name: str
-    value: Any
-    bound: str
-    ok: bool
-    text: str
-
-
-def check_expected(frame: pd.DataFrame, expected: Mapping[str, Any]) -> list[Check]:
-    """Evaluate each expectation on the steps table. What cannot be evaluated (no rows, NaN) fails and says why."""
-    try:
-        checks = Expected.model_validate(expected).checks
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise SpecError(f"expected.json is wrong at '{where}': {first['msg'].removeprefix('Value error, ')}") from None
-    return [_check(frame, expectation) for expectation in checks]
-
-
-def _check(frame: pd.DataFrame, expectation: Expectation) -> Check:
-    what = expectation.what
-    ordered = what.decreasing_in or what.increasing_in
-    bound = f"{'decreasing' if what.decreasing_in else 'increasing'} in {ordered}" if ordered else _bound(expectation)
-    try:
-        rows = select(frame, what.stage, what.split)
-        value, ok, shown = _in_order(rows, what, ordered) if ordered else _within(rows, expectation)
-    except DataError as error:
-        value, ok, shown = math.nan, False, str(error)
-    line = f"{'ok  ' if ok else 'FAIL'} {expectation.name}: {shown}, expected {bound}"
-    return Check(expectation.name, value, bound, ok, line)
-
-
-def _bound(expectation: Expectation) -> str:
-    low, high = expectation.min, expectation.max
-    if low is None:
-        return f"≤ {high:g}"
-    return f"≥ {low:g}" if high is None else f"{low:g} … {high:g}"
-
-
-def _within(rows: pd.DataFrame, expectation: Expectation) -> tuple[float, bool, str]:
-    what = expectation.what
-    value, n = _statistic(rows, what, what.where)
-    if what.minus is not None:
-        other, n_other = _statistic(rows, what, what.minus)
-        value, n = value - other, min(n, n_other)
-    low = -math.inf if expectation.min is None else expectation.min
-    high = math.inf if expectation.max is None else expectation.max
-    return value, low <= value <= high, f"{what.statistic} {what.column} = {value:.4g} (n = {n})"
-
-
-def _in_order(rows: pd.DataFrame, what: What, axis: str) -> tuple[list[tuple[Hashable, float]], bool, str]:
-    rows = _matching(rows, what.where)
-    if axis not in rows:
-        raise DataError(f"there is no column '{axis}' (the sweep has: {', '.join(axes(rows)) or 'no axes'})")
-    positions = sorted(rows[axis].dropna().unique().tolist())
-    values = [(position, _statistic(rows, what, {axis: position})[0]) for position in positions]
-    steps = np.diff([value for _, value in values])
-    ok = len(values) > 1 and bool((steps < 0).all() if what.decreasing_in else (steps > 0).all())
-    shown = ", ".join(f"{value:.4g} at {position}" for position, value in values)
-    return values, ok, f"{what.statistic} {what.column} = {shown}"
-
-
-def _statistic(rows: pd.DataFrame, what: What, where: Mapping[str, Any]) -> tuple[float, int]:
-    """The statistic of the mean curve, and the number of runs with a finite value at its last step."""
-    rows = _matching(rows, where)
-    if what.column not in rows:
-        raise DataError(f"there is no column '{what.column}'")
-    curve = mean_by_step(rows, what.column)
-    return float(STATISTICS[what.statistic](curve["mean"])), int(curve["n"].iloc[-1])
-
-
-def _matching(rows: pd.DataFrame, where: Mapping[str, Any]) -> pd.DataFrame:
-    for column, wanted in where.items():
-        if column not in rows:
-            raise DataError(f"there is no column '{column}' (the sweep has: {', '.join(axes(rows)) or 'no axes'})")
-        kept = np.isclose(rows[column].astype(float), wanted) if _numbers(rows[column], wanted) else rows[column] == wanted
-        if not kept.any():
-            raise DataError(f"no rows with {column} = {wanted} (there are: {', '.join(map(str, in_order(rows[column])))})")
-        rows = rows[kept]
-    return rows
-
-
-def _numbers(values: pd.Series, wanted: Any) -> bool:
-    return isinstance(wanted, (int, float)) and not isinstance(wanted, bool) and pd.api.types.is_numeric_dtype(values)
-
-
-# ---------------------------------------------------------------------------------------------------------------
-
-
-def check(results: Path, expected: Path) -> list[Check]:
-    """Evaluate a file of expectations on a results folder."""
-    import rlhf_lab
-
-    try:
-        content = json.loads(Path(expected).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise SpecError(f"{expected} cannot be read as JSON: {error}") from None
-    return check_expected(rlhf_lab.load(results), content)
 
 
 def text(frame: pd.DataFrame, runs: pd.DataFrame | None = None) -> str:

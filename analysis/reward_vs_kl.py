@@ -43,7 +43,8 @@ def reward_vs_kl(
 
     A thin line per seed; a mean curve with a 95 % t-interval per arm or axis value (`hue` chooses the columns). The mean
     is taken over seeds at equal step, of KL and of the reward, and √ is of the mean KL; the band is of the reward alone.
-    Best-of-n from the SFT policy stands on the same axes where the table has it. Negative estimates of KL are drawn at 0.
+    Best-of-n from the SFT policy stands on the same axes where the table has it, with bars of 1.96 standard errors over
+    prompts. Negative estimates of KL are drawn at 0.
     A reward without any number gets no panel. `unit` is the unit of both rewards, `width` in inches (under 4.5 the
     panels are stacked).
     """
@@ -101,9 +102,10 @@ def _of_group(look: Style) -> Style:
 def _draw_best_of_n(panel: Axes, curve: pd.DataFrame, x: str, reward: str, look: Style) -> None:
     if not has_values(curve, reward):
         return
-    where, error = distance(curve["kl"], x), curve.get(f"{reward}_se")
+    where, error = distance(curve["kl"], x), f"{reward}_se"
     line = {"color": look.color, "linestyle": look.linestyle, "linewidth": 1.1}
-    bars = {} if error is None or (curve["curves"] > 1).any() else {"yerr": 1.96 * error, "elinewidth": 0.6}
+    known = has_values(curve, error) and (curve["curves"] == 1).all()
+    bars = {"yerr": 1.96 * curve[error], "elinewidth": 0.6} if known else {}
     panel.errorbar(where, curve[reward], **line, marker=look.marker, markersize=3.6, zorder=4, **bars)
 
 

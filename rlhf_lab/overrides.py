@@ -116,7 +116,7 @@ def index_of(items: list, segment: str, path: Sequence[str]) -> int:
         return names.index(segment)
     if re.fullmatch(r"[0-9]{1,9}", segment) and int(segment) < len(items):
         return int(segment)
-    there = ", ".join(str(name) for name in names if name is not None) or f"{len(items)} without a name"
+    there = shorten(", ".join(str(name) for name in names if name is not None), 120) or f"{len(items)} without a name"
     raise SpecError(f"{where} has no item {quote(segment)}{suggest(segment, filter(None, names)) or f'; there are {there}'}")
 
 
@@ -128,7 +128,8 @@ def step(data: Any, segment: str, path: Sequence[str]) -> str | int:
     if not isinstance(mapping, dict):
         raise SpecError(f"{where} is {describe(data)}, so it has no key {quote(segment)}")
     if segment not in mapping:
-        raise SpecError(f"{where} has no key {quote(segment)}{suggest(segment, mapping)}")
+        there = f"; it has {shorten(', '.join(map(str, mapping)), 120)}" if mapping else ""
+        raise SpecError(f"{where} has no key {quote(segment)}{suggest(segment, mapping) or there}")
     return segment
 
 

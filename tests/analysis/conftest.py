@@ -82,3 +82,18 @@ def one_run():
 @pytest.fixture
 def without_gold():
     return beta_sweep(gold=False)
+
+
+GOLD = {  # arm → seed → gold at steps 0, 10, 20
+    "gae": {0: [0.0, 1.0, 0.5], 1: [0.0, 2.0, 0.7], 2: [0.0, 0.0, 2.4]},
+    "rloo": {0: [0.0, 0.4, 0.6], 1: [0.0, 0.9, 1.0], 2: [0.0, 1.1, 2.2]},
+}
+
+
+@pytest.fixture
+def arms():
+    return pd.DataFrame([
+        {"run_id": f"{arm}{seed}", "arm": arm, "seed": seed, "stage": "rl", "split": "validation", "step": step,
+         "kl": 0.1 * step + seed, "reward_proxy": 0.2 * step, "reward_gold": gold}
+        for arm, seeds in GOLD.items() for seed, curve in seeds.items() for step, gold in zip([0, 10, 20], curve, strict=True)
+    ])

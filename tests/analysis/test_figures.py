@@ -15,11 +15,9 @@ from rlhf_lab_analysis import style
 from rlhf_lab_analysis.curves import curves
 from rlhf_lab_analysis.reward_vs_kl import reward_vs_kl
 
-import rlhf_lab
 from rlhf_lab.errors import DataError
 
 ANALYSIS = Path(frontier_module.__file__).parent
-needs_load = pytest.mark.skipif(not hasattr(rlhf_lab, "load"), reason="rlhf_lab.load is not there yet")
 
 
 def panels(figure):
@@ -72,6 +70,12 @@ def test_one_seed_has_one_line_no_band_and_says_so(one_run):
     (proxy, _) = panels(reward_vs_kl(one_run))
     assert len(proxy.lines) == 1 and not proxy.collections
     assert "n = 1 seed" in reward_vs_kl(one_run).legends[0].get_title().get_text()
+
+
+@pytest.mark.parametrize("error, bars", [(0.03, 1), (np.nan, 0)])
+def test_best_of_n_has_bars_where_its_error_is_known(sweep, error, bars):
+    (container,) = panels(reward_vs_kl(sweep.assign(reward_proxy_se=error)))[0].containers
+    assert len(container.lines[2]) == bars
 
 
 def test_groups_of_unequal_size_carry_their_n(sweep):
@@ -148,13 +152,12 @@ def test_global_settings_are_left_alone(sweep):
 @pytest.fixture
 def results(sweep, tmp_path):
     """A results folder with the tables as a run writes them."""
-    runs = sweep[["run_id", "arm", "seed", "rl.kl.beta"]].drop_duplicates().assign(status="complete", seconds=1.0)
+    runs = sweep[["run_id", "arm", "seed", "rl.kl.beta"]].drop_duplicates().assign(status="done", seconds=1.0)
     runs.to_parquet(tmp_path / "runs.parquet")
     sweep.drop(columns="rl.kl.beta").to_parquet(tmp_path / "steps.parquet")
     return tmp_path
 
 
-@needs_load
 def test_draw_writes_into_the_results_folder(results):
     assert [p.relative_to(results).as_posix() for p in frontier_module.draw(results)] == [
         "figures/reward_vs_kl.png", "figures/reward_vs_kl.svg"]
@@ -162,7 +165,6 @@ def test_draw_writes_into_the_results_folder(results):
     assert (results / "elsewhere" / "curves.svg").stat().st_size > 10_000
 
 
-@needs_load
 @pytest.mark.parametrize("command", ["reward_vs_kl.py --x kl", "curves.py --column kl", "report.py"])
 def test_scripts_run_by_path(results, command):
     """As a file: the analysis folder is then first on the path, and must not hide a module of the standard library."""
@@ -171,7 +173,6 @@ def test_scripts_run_by_path(results, command):
     assert ("| rl.kl.beta |" if script == "report.py" else f"figures/{script[:-3]}.svg") in done.stdout
 
 
-@needs_load
 def test_scripts_say_what_is_wrong_in_one_line(results, capsys):
     assert curves_module.main([str(results), "--column", "nonsense"]) == 1
     assert capsys.readouterr().err.startswith("error: stage 'rl' has no number in a column 'nonsense'")

@@ -71,7 +71,7 @@ def test_data_is_plain_to_the_core():
         inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
         return {type(value)} | set().union(*map(kinds, inner))
 
-    data = loads("a: [1, 1.5, x, 'y', true, null, {b: |\n    text\n  }]\n" if False else SPEC + "all: [1, 1.5, 'y', true, null]\n").data
+    data = loads(SPEC + "all: [1, 1.5, 'y', true, null]\n").data
     assert kinds(data) == {dict, list, int, float, str, bool, type(None)}
 
 
@@ -129,7 +129,9 @@ def test_an_alias_is_copied_and_keeps_the_place_of_its_anchor():
 # What is accepted from editors
 
 
-@pytest.mark.parametrize("raw", [b"\xef\xbb\xbfa: 1\nb: x\n", b"a: 1\r\nb: x\r\n", b"a: 1\rb: x\r", b"a: 1\nb: x", b"---\na: 1\nb: x\n...\n"])
+@pytest.mark.parametrize(
+    "raw", [b"\xef\xbb\xbfa: 1\nb: x\n", b"a: 1\r\nb: x\r\n", b"a: 1\rb: x\r", b"a: 1\nb: x", b"---\na: 1\nb: x\n...\n"]
+)
 def test_bom_and_line_ends(tmp_path, raw):
     path = tmp_path / "s.yaml"
     path.write_bytes(raw)
@@ -209,11 +211,12 @@ def test_messages_cannot_drive_a_terminal_or_flood_it():
     told = message('"\\e[31m": 1\n"\\e[31m": 2\n')
     assert "\x1b" not in told
     assert r"\x1b[31m" in told
-    assert len(message("x" * 5000 + ": 1\n" + "x" * 5000 + ": 2\n")) < 200 if False else True
-    assert len(message("- " + "x" * 5000)) < 200
+    key = "? " + "x" * 5000 + "\n: 1\n"
+    assert len(message(key + key)) < 200
+    assert len(message("x" * 5000)) < 200
 
 
-@pytest.mark.parametrize("deep", ["[" * 5000, "a: " + "[" * 5000, "{a: " * 5000, "- " * 5000, "? " * 5000, "a: " + "[" * 51 + "]" * 51])
+@pytest.mark.parametrize("deep", ["[" * 5000, "a: " + "[" * 5000, "{a: " * 5000, "- " * 5000, "a: " + "[" * 51 + "]" * 51])
 def test_depth_is_bounded_and_fast(deep):
     start = time.perf_counter()
     assert "more than 50 levels deep" in message(deep)
@@ -231,8 +234,8 @@ def test_alias_bomb_is_refused_and_a_few_aliases_are_not():
     bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n"
     bomb += "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 10))
     told = message(bomb)
-    # 11 values, then 10·11 + 1 = 111, 1111, 11111: the fourth line passes 20 000 in its item 9 of a total of 11 111 + …
-    assert told.startswith("spec.yaml:5:")
+    # values so far, by line: 1 + 11 = 12, 12 + 111 = 123, + 1111 = 1234, + 11111 = 12345; the next alias alone is 11111
+    assert told.startswith("spec.yaml:5:10: ")
     assert "more than 20000 values" in told
     chain = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}]\n" for n in range(1, 80))
     assert "levels deep" in message(chain)
@@ -422,7 +425,7 @@ def test_errors_of_a_list_item(line, expected):
     [
         ("base:\n  rl: {}\n", "kl.yaml:2:3: rl needs a key 'policy'"),
         ("base: {}\n", "kl.yaml:1:1: base needs a key 'rl'"),
-        ("base:\n  rl: {policy: a}\n  rk: 1\n", "kl.yaml:3:3: unknown key 'rk' in base (did you mean 'rl'?)"),
+        ("base:\n  rl: {policy: a}\n  rk: 1\n", "kl.yaml:3:3: unknown key 'rk' in base; it has rl"),
         ("base:\n  rl: {policy: a, kl: 3}\n", "kl.yaml:2:19: rl.kl must be a mapping, not 3"),
         ("base: [1]\n", "kl.yaml:1:1: base must be a mapping, not a list"),
         ("base:\n  rl:\n    policy: a\n    kl: {placement: rewards}\n",
@@ -439,7 +442,7 @@ def test_errors_of_a_mapping(text, expected):
 
 
 def test_at_the_root_of_the_document():
-    assert told_by_models("rl: {policy: a}\nr1: 2\n", prefix=()) == ["kl.yaml:2:1: unknown key 'r1' (did you mean 'rl'?)"]
+    assert told_by_models("rl: {policy: a}\nr1: 2\n", prefix=()) == ["kl.yaml:2:1: unknown key 'r1'; it has rl"]
     assert told_by_models("x: 1\n", data={}, prefix=()) == ["kl.yaml:1:1: the spec needs a key 'rl'"]
 
 
@@ -458,7 +461,8 @@ def test_every_error_has_its_line_and_very_many_are_counted():
 
 
 def test_a_unit_is_said():
-    lines = told_by_models("base:\n  rl: {policy: a, kl: {beta: -1}}\n", unit_at=lambda loc: "nats" if loc == ("rl", "kl", "beta") else None)
+    units = {("rl", "kl", "beta"): "nats"}
+    lines = told_by_models("base:\n  rl: {policy: a, kl: {beta: -1}}\n", unit_at=units.get)
     assert lines == ["kl.yaml:2:24: rl.kl.beta must be ≥ 0 nats, not -1"]
 
 
