@@ -14,12 +14,12 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from rlhf_lab.errors import DataError, LabError
 from rlhf_lab_analysis import style
 from rlhf_lab_analysis.frames import groups, has_values, select
 from rlhf_lab_analysis.seed_statistics import mean_by_step
 from rlhf_lab_analysis.style import Style
-
-from rlhf_lab.errors import DataError, LabError
 
 COLUMNS = ("kl", "reward_proxy", "reward_gold", "entropy", "response_length", "beta")
 NAMES = {

@@ -24,10 +24,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from rlhf_lab_analysis.frames import axes, in_order, select
-from rlhf_lab_analysis.seed_statistics import mean_by_step
 
 from rlhf_lab.errors import DataError, SpecError
+from rlhf_lab_analysis.frames import DONE, axes, in_order, select
+from rlhf_lab_analysis.seed_statistics import mean_by_step
 
 STATISTICS: Mapping[str, Callable[[pd.Series], float]] = {
     "start": lambda curve: curve.iloc[0],
@@ -82,7 +82,10 @@ class Expected(Strict):
 
 
 class Check(NamedTuple):
-    """One expectation and what came out; `value` is a number, or a list of (axis value, number) for an order."""
+    """One expectation and what came out.
+
+    `value` is a number, a list of (axis value, number) for an order, or None where it could not be computed.
+    """
 
     name: str
     value: Any
@@ -91,15 +94,24 @@ class Check(NamedTuple):
     text: str
 
 
-def check_expected(frame: pd.DataFrame, expected: Mapping[str, Any]) -> list[Check]:
-    """Evaluate each expectation on the steps table. What cannot be evaluated (no rows, NaN) fails and says why."""
+def check_expected(frames: Mapping[str, pd.DataFrame], expected: Mapping[str, Any]) -> list[Check]:
+    """Evaluate each expectation on the tables `steps` and `runs` (joined with the axes, as `rlhf_lab.load` gives them).
+
+    What cannot be evaluated (no rows, NaN) fails and says why. The first check is always that every run is done: numbers
+    from the runs that survived would not be those of the experiment.
+    """
     try:
         checks = Expected.model_validate(expected).checks
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise SpecError(f"expected.json is wrong at '{where}': {first['msg'].removeprefix('Value error, ')}") from None
-    return [_check(frame, expectation) for expectation in checks]
+    return [_all_done(frames["runs"]), *(_check(frames["steps"], expectation) for expectation in checks)]
+
+
+def _all_done(runs: pd.DataFrame) -> Check:
+    done = int((runs["status"] == DONE).sum())
+    return Check("runs", done, f"{len(runs)}", done == len(runs) > 0, f"runs: {done} of {len(runs)} are done")
 
 
 def _check(frame: pd.DataFrame, expectation: Expectation) -> Check:
@@ -110,9 +122,8 @@ def _check(frame: pd.DataFrame, expectation: Expectation) -> Check:
         rows = select(frame, what.stage, what.split)
         value, ok, shown = _in_order(rows, what, ordered) if ordered else _within(rows, expectation)
     except DataError as error:
-        value, ok, shown = math.nan, False, str(error)
-    line = f"{'ok  ' if ok else 'FAIL'} {expectation.name}: {shown}, expected {bound}"
-    return Check(expectation.name, value, bound, ok, line)
+        value, ok, shown = None, False, str(error)
+    return Check(expectation.name, value, bound, ok, f"{expectation.name}: {shown}, expected {bound}")
 
 
 def _bound(expectation: Expectation) -> str:
@@ -122,7 +133,7 @@ def _bound(expectation: Expectation) -> str:
     return f"≥ {low:g}" if high is None else f"{low:g} … {high:g}"
 
 
-def _within(rows: pd.DataFrame, expectation: Expectation) -> tuple[float, bool, str]:
+def _within(rows: pd.DataFrame, expectation: Expectation) -> tuple[float | None, bool, str]:
     what = expectation.what
     value, n = _statistic(rows, what, what.where)
     if what.minus is not None:
@@ -130,7 +141,8 @@ def _within(rows: pd.DataFrame, expectation: Expectation) -> tuple[float, bool, 
         value, n = value - other, min(n, n_other)
     low = -math.inf if expectation.min is None else expectation.min
     high = math.inf if expectation.max is None else expectation.max
-    return value, low <= value <= high, f"{what.statistic} {what.column} = {value:.4g} (n = {n})"
+    shown = f"{what.statistic} {what.column} = {value:.4g} (n = {n})"
+    return None if math.isnan(value) else value, low <= value <= high, shown
 
 
 def _in_order(rows: pd.DataFrame, what: What, axis: str) -> tuple[list[tuple[Hashable, float]], bool, str]:
@@ -177,4 +189,4 @@ def check(results: Path, expected: Path) -> list[Check]:
         content = json.loads(Path(expected).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise SpecError(f"{expected} cannot be read as JSON: {error}") from None
-    return check_expected(rlhf_lab.load(results), content)
+    return check_expected({table: rlhf_lab.load(results, table) for table in ("steps", "runs")}, content)

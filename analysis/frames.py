@@ -10,6 +10,7 @@ import pandas as pd
 
 from rlhf_lab.errors import DataError
 
+DONE = "done"  # the status of a run that has everything
 BEST_OF_N = "best_of_n"
 REWARDS = ("reward_proxy", "reward_gold")
 

@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from rlhf_lab_analysis.expected import check
-from rlhf_lab_analysis.frames import REWARDS, best_of_n_curves, grouping, groups, has_values, in_order, select
-from rlhf_lab_analysis.seed_statistics import GaoFit, fit_gao, mean_by_step, mean_interval
 
 from rlhf_lab.errors import DataError, LabError
+from rlhf_lab_analysis.expected import check
+from rlhf_lab_analysis.expected import check_expected as check_expected
+from rlhf_lab_analysis.frames import DONE, REWARDS, best_of_n_curves, grouping, groups, has_values, in_order, select
+from rlhf_lab_analysis.seed_statistics import GaoFit, fit_gao, mean_by_step, mean_interval
 
-DONE = "done"  # the status of a run that has everything
 HALF_WIDTH = "_half_width"
 HEADINGS = {
     "n": "n",
@@ -219,7 +219,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except LabError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    print(*(result.text for result in checks), sep="\n")
+    print(*(f"{'ok  ' if result.ok else 'FAIL'}  {result.text}" for result in checks), sep="\n")
     return 0 if all(result.ok for result in checks) else 1
 
 

@@ -14,12 +14,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from rlhf_lab.errors import DataError, LabError
 from rlhf_lab_analysis import style
 from rlhf_lab_analysis.frames import REWARDS, Group, best_of_n_curves, groups, has_values, select
 from rlhf_lab_analysis.seed_statistics import mean_by_step
 from rlhf_lab_analysis.style import Style
-
-from rlhf_lab.errors import DataError, LabError
 
 X_LABELS = {
     "sqrt_kl": r"$\sqrt{\mathrm{KL}(\pi\,\Vert\,\pi_{\mathrm{SFT}})}$  (nats$^{1/2}$)",

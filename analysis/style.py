@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+
 from rlhf_lab_analysis.frames import Group
 
 TEXT_WIDTH = 5.5  # inches: the text width of a one-column conference page

@@ -1,7 +1,7 @@
 """rlhf_lab: the laboratory for classic RLHF.
 
-    import rlhf_lab as lab
-    df = lab.load("results/quickstart")
+import rlhf_lab as lab
+df = lab.load("results/quickstart")
 """
 
 from importlib.metadata import version

@@ -40,8 +40,14 @@ def speaks_plainly(command: Callable[..., int | None]) -> Callable[..., None]:
 
 
 def plugin_option(command: Any) -> Any:
-    return click.option("--plugin", "plugin_files", multiple=True, type=click.Path(path_type=Path), metavar="FILE.py",
-                        help="Load a plugin file. Can be given several times.")(command)
+    return click.option(
+        "--plugin",
+        "plugin_files",
+        multiple=True,
+        type=click.Path(path_type=Path),
+        metavar="FILE.py",
+        help="Load a plugin file. Can be given several times.",
+    )(command)
 
 
 def spec_arguments(command: Any) -> Any:
@@ -82,20 +88,33 @@ def planned(spec: Path, overrides: Sequence[str], plugin_files: Sequence[Path]) 
     return sweep, plan_sweep(sweep, registry), path
 
 
-@main.command(epilog="""\b
+@main.command(
+    epilog="""\b
 Examples:
   rlhf-lab run quickstart
   rlhf-lab run experiments/quickstart/spec.yaml rl.kl.beta=0.05 seeds=0,1,2,3,4
-  rlhf-lab run kl.yaml --plugin my_controller.py rl.kl=my_controller""")
+  rlhf-lab run kl.yaml --plugin my_controller.py rl.kl=my_controller"""
+)
 @spec_arguments
 @plugin_option
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder for results (default ./results, or RLHF_LAB_RUNS_DIR).")
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder for results (default ./results, or RLHF_LAB_RUNS_DIR).",
+)
 @click.option("--quiet", is_flag=True, help="Say nothing but errors.")
 @click.option("--dry-run", is_flag=True, help="Only print what would run.")
 @json_option
 @speaks_plainly
-def run(spec: Path, overrides: tuple[str, ...], plugin_files: tuple[Path, ...], out: Path | None, quiet: bool, dry_run: bool,
-        as_json: bool) -> int:
+def run(
+    spec: Path,
+    overrides: tuple[str, ...],
+    plugin_files: tuple[Path, ...],
+    out: Path | None,
+    quiet: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> int:
     """Run a sweep. The same command resumes it, extends it, or does nothing.
 
     SPEC is a spec file, or the name of an experiment that ships with the package.
@@ -107,7 +126,9 @@ def run(spec: Path, overrides: tuple[str, ...], plugin_files: tuple[Path, ...], 
     if dry_run:
         return show_plan(plan, results, as_json)
     with listener(plan, quiet or as_json) as listen:
-        outcome = run_sweep(sweep, plan, results, [file.resolve() for file in plugin_files], path.read_text(encoding="utf-8"), listen)
+        outcome = run_sweep(
+            sweep, plan, results, [file.resolve() for file in plugin_files], path.read_text(encoding="utf-8"), listen
+        )
     report(outcome, as_json, quiet)
     return 1 if outcome.failed else 0
 
@@ -124,13 +145,18 @@ def listener(plan: Any, quiet: bool) -> Any:
 
 def report(outcome: Any, as_json: bool, quiet: bool) -> None:
     if as_json:
-        click.echo(json.dumps({"results": str(outcome.results), "done": outcome.done, "reused": outcome.reused,
-                               "failed": outcome.failed}))
+        click.echo(
+            json.dumps(
+                {"results": str(outcome.results), "done": outcome.done, "reused": outcome.reused, "failed": outcome.failed}
+            )
+        )
         return
     for run_id, error in outcome.failed.items():
         click.echo(f"{run_id} failed: {error}  ({outcome.results / 'runs' / run_id / 'traceback.txt'})", err=True)
     if not quiet:
-        click.echo(f"{len(outcome.done)} runs done, {len(outcome.reused)} reused, {len(outcome.failed)} failed: {outcome.results}")
+        click.echo(
+            f"{len(outcome.done)} runs done, {len(outcome.reused)} reused, {len(outcome.failed)} failed: {outcome.results}"
+        )
 
 
 @main.command()
@@ -158,15 +184,34 @@ def show_plan(plan: Any, results: Path, as_json: bool) -> int:
     there = Counter(stage.name for stage in plan.stage_hashes.values() if is_committed(results / "stages" / stage.hash))
     finished = {run.run_id for run in plan.runs if is_finished(results, run)}
     if as_json:
-        click.echo(json.dumps({"results": str(results), "duplicates": plan.duplicates, "stages": dict(stages), "stages_done": dict(there),
-                               "runs": [{"run_id": run.run_id, "arm": run.arm, "axes": dict(run.axes), "seed": run.seed,
-                                         "done": run.run_id in finished, "stages": {s.name: s.hash for s in run.stages}}
-                                        for run in plan.runs]}))
+        click.echo(
+            json.dumps(
+                {
+                    "results": str(results),
+                    "duplicates": plan.duplicates,
+                    "stages": dict(stages),
+                    "stages_done": dict(there),
+                    "runs": [
+                        {
+                            "run_id": run.run_id,
+                            "arm": run.arm,
+                            "axes": dict(run.axes),
+                            "seed": run.seed,
+                            "done": run.run_id in finished,
+                            "stages": {s.name: s.hash for s in run.stages},
+                        }
+                        for run in plan.runs
+                    ],
+                }
+            )
+        )
         return 0
     for run_id, label in labels(plan).items():
         click.echo(f"{run_id}  {'done   ' if run_id in finished else 'to run '}  {label}")
-    click.echo(f"{len(plan.runs)} runs ({len(finished)} done, {plan.duplicates} duplicates dropped); stages: " + ", ".join(
-        f"{count} {name}" + (f" ({there[name]} done)" if there[name] else "") for name, count in stages.items()))
+    click.echo(
+        f"{len(plan.runs)} runs ({len(finished)} done, {plan.duplicates} duplicates dropped); stages: "
+        + ", ".join(f"{count} {name}" + (f" ({there[name]} done)" if there[name] else "") for name, count in stages.items())
+    )
     return 0
 
 
@@ -180,7 +225,9 @@ def config(spec: Path, overrides: tuple[str, ...], plugin_files: tuple[Path, ...
 
     _, plan, _ = planned(spec, overrides, plugin_files)
     names = labels(plan)
-    click.echo(json.dumps({names[run.run_id]: run.config.model_dump(mode="json") for run in plan.runs}, indent=1, ensure_ascii=False))
+    click.echo(
+        json.dumps({names[run.run_id]: run.config.model_dump(mode="json") for run in plan.runs}, indent=1, ensure_ascii=False)
+    )
     return 0
 
 
@@ -198,7 +245,10 @@ def plugins_list(plugin_files: tuple[Path, ...], as_json: bool) -> int:
     from rlhf_lab.registry import discover
 
     registry = discover([file.resolve() for file in plugin_files])
-    rows = [{"kind": r.kind, "name": r.name, "from": f"{r.distribution} {r.version}", "doc": summary(r.component)} for r in registry.registrations()]
+    rows = [
+        {"kind": r.kind, "name": r.name, "from": f"{r.distribution} {r.version}", "doc": summary(r.component)}
+        for r in registry.registrations()
+    ]
     broken = [{"plugin": b.plugin, "from": b.distribution, "reason": b.reason} for b in registry.broken]
     if as_json:
         click.echo(json.dumps({"components": rows, "broken": broken}))
@@ -230,12 +280,24 @@ def plugins_show(kind: str, name: str, plugin_files: tuple[Path, ...], as_json: 
         raise SpecError(str(error)) from None
     component = registration.component
     if isinstance(component, Preset):
-        header, rows = ["key", "value", "source"], [[key, json.dumps(value), source] for key, (value, source) in component.values.items()]
+        header, rows = (
+            ["key", "value", "source"],
+            [[key, json.dumps(value), source] for key, (value, source) in component.values.items()],
+        )
     else:
         header = ["parameter", "type", "default", "range", "unit", "what it is", "source"]
         rows = [parameter_row(key, info) for key, info in component.model_fields.items()]
     if as_json:
-        click.echo(json.dumps({"kind": kind, "name": name, "doc": full_doc(component), "parameters": [dict(zip(header, row, strict=True)) for row in rows]}))
+        click.echo(
+            json.dumps(
+                {
+                    "kind": kind,
+                    "name": name,
+                    "doc": full_doc(component),
+                    "parameters": [dict(zip(header, row, strict=True)) for row in rows],
+                }
+            )
+        )
         return 0
     click.echo(f"{kind} {name}, from {registration.distribution} {registration.version} ({registration.origin})\n")
     click.echo(full_doc(component) + "\n")
@@ -246,7 +308,9 @@ def plugins_show(kind: str, name: str, plugin_files: tuple[Path, ...], as_json: 
 def full_doc(component: Any) -> str:
     import inspect
 
-    return inspect.cleandoc((component.doc if hasattr(component, "doc") and not isinstance(component, type) else component.__doc__) or "")
+    return inspect.cleandoc(
+        (component.doc if hasattr(component, "doc") and not isinstance(component, type) else component.__doc__) or ""
+    )
 
 
 def summary(component: Any) -> str:
@@ -260,10 +324,22 @@ def parameter_row(key: str, info: Any) -> list[str]:
     kind, extra = slot_kind(info), info.json_schema_extra or {}
     shown = f"a {kind}" if kind else str(info.annotation).replace("typing.", "").replace("<class '", "").replace("'>", "")
     bounds = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤", "min_length": "length ≥", "max_length": "length ≤"}
-    limits = [f"{sign} {getattr(m, name)}" for m in info.metadata for name, sign in bounds.items() if getattr(m, name, None) is not None]
+    limits = [
+        f"{sign} {getattr(m, name)}"
+        for m in info.metadata
+        for name, sign in bounds.items()
+        if getattr(m, name, None) is not None
+    ]
     default = "required" if info.is_required() else repr(info.default)
-    return [key, shown.rsplit(".", 1)[-1] if "Literal" not in shown else shown, default, ", ".join(limits), extra.get("unit", ""),
-            info.description or "", extra.get("source", "")]
+    return [
+        key,
+        shown.rsplit(".", 1)[-1] if "Literal" not in shown else shown,
+        default,
+        ", ".join(limits),
+        extra.get("unit", ""),
+        info.description or "",
+        extra.get("source", ""),
+    ]
 
 
 def print_table(header: list[str], rows: list[list[str]]) -> None:
@@ -289,11 +365,12 @@ def print_table(header: list[str], rows: list[list[str]]) -> None:
 @speaks_plainly
 def check(results: Path, expected: Path, as_json: bool) -> int:
     """Hold the tables of a sweep against an expected.json: exit code 1 where a number is outside its bounds."""
+    from rlhf_lab.records import load
     from rlhf_lab_analysis.report import check_expected
 
-    from rlhf_lab.records import load
-
-    checks = check_expected({"steps": load(results), "runs": load(results, "runs")}, json.loads(expected.read_text(encoding="utf-8")))
+    checks = check_expected(
+        {"steps": load(results), "runs": load(results, "runs")}, json.loads(expected.read_text(encoding="utf-8"))
+    )
     if as_json:
         click.echo(json.dumps([vars(c) if not hasattr(c, "_asdict") else c._asdict() for c in checks]))
     else:
@@ -310,8 +387,12 @@ def plot() -> None:
 def figure_command(name: str, module: str, help_text: str) -> None:
     @plot.command(name, help=help_text)
     @click.argument("results", type=EXISTING)
-    @click.option("--x", type=click.Choice(["sqrt_kl", "kl"]), default="sqrt_kl", show_default=True, help="Horizontal axis (frontier).")
-    @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder for the files (default RESULTS/figures).")
+    @click.option(
+        "--x", type=click.Choice(["sqrt_kl", "kl"]), default="sqrt_kl", show_default=True, help="Horizontal axis (frontier)."
+    )
+    @click.option(
+        "--out", type=click.Path(file_okay=False, path_type=Path), help="Folder for the files (default RESULTS/figures)."
+    )
     @speaks_plainly
     def command(results: Path, x: str, out: Path | None) -> int:
         import importlib

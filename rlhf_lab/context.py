@@ -21,8 +21,16 @@ if TYPE_CHECKING:
 class StageContext:
     """Everything a stage may touch. `report(done, total)` is called as work proceeds."""
 
-    def __init__(self, config: RunConfig, stage: str, seed: int, folder: Path, inputs: Mapping[str, Path], spec_folder: Path,
-                 report: Callable[[int, int, str], None] = lambda done, total, text: None) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        stage: str,
+        seed: int,
+        folder: Path,
+        inputs: Mapping[str, Path],
+        spec_folder: Path,
+        report: Callable[[int, int, str], None] = lambda done, total, text: None,
+    ) -> None:
         self.config, self.stage, self.seed, self.folder = config, stage, seed, folder
         self.inputs, self.spec_folder, self.report = inputs, spec_folder, report
         self._started = time.monotonic()

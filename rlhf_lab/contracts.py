@@ -35,7 +35,16 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple, Protocol
 import numpy as np
 import pluggy
 import torch
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SerializeAsAny, ValidationInfo, WrapValidator, model_serializer
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    ValidationInfo,
+    WrapValidator,
+    model_serializer,
+)
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -149,8 +158,10 @@ class Rollout:
 
     def to(self, device: torch.device) -> Rollout:
         """The same on another device."""
-        return replace(self, **{f.name: getattr(self, f.name).to(device) for f in fields(self)
-                                if isinstance(getattr(self, f.name), Tensor)})
+        return replace(
+            self,
+            **{f.name: getattr(self, f.name).to(device) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)},
+        )
 
     def rows(self, index: Tensor) -> Rollout:
         """The sequences at `index`, untrimmed."""
@@ -261,9 +272,20 @@ class Policy(Protocol):
 
     module: torch.nn.Module
 
-    def rollout(self, prompts: Sequence[str], rng: np.random.Generator, *, samples: int = 1, greedy: bool = False,
-                response_length: int, temperature: float) -> Rollout:
+    def rollout(
+        self,
+        prompts: Sequence[str],
+        rng: np.random.Generator,
+        *,
+        samples: int = 1,
+        greedy: bool = False,
+        response_length: int,
+        temperature: float,
+    ) -> Rollout:
         """`samples` responses for each prompt, next to each other (B = prompts × samples)."""
+
+    def prompt_lengths(self, prompts: Sequence[str]) -> list[int]:
+        """Tokens of each prompt, template included."""
 
     def encode(self, prompts: Sequence[str], responses: Sequence[str]) -> Rollout:
         """Given text as a rollout (EOS appended), for scoring what was not sampled."""

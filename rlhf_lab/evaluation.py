@@ -12,6 +12,8 @@ from rlhf_lab import masked, rewards
 from rlhf_lab.context import StageContext
 from rlhf_lab.contracts import Rollout
 from rlhf_lab.kl import k3, sequence_kl
+from rlhf_lab.lm.files import load_causal_lm, load_encoder
+from rlhf_lab.lm.sampling import rollout
 from rlhf_lab.lm.tokens import in_microbatches
 
 if TYPE_CHECKING:
@@ -21,47 +23,65 @@ if TYPE_CHECKING:
 class Evaluator:
     """Samples the same prompts with the same noise each time, so that differences between steps are not luck.
 
-    What the policy says at step 0 is kept: win rates compare with that, prompt by prompt (it is the SFT model).
+    Win rates compare, prompt by prompt, with what the baseline says: another stage's model, or the policy at step 0.
     """
 
-    def __init__(self, cfg: RL, ctx: StageContext, actors: Actors) -> None:
+    def __init__(self, cfg: RL, ctx: StageContext, actors: Actors, prompts: list[str]) -> None:
         self.cfg, self.ctx, self.settings = cfg, ctx, cfg.evaluation
-        self.prompts = ctx.data.prompts("validation")[: cfg.evaluation.prompts]
-        self.start_gold_B: Tensor | None = None
+        self.prompts = prompts[: cfg.evaluation.prompts]
+        self.baseline_gold_B = self._baseline(actors) if cfg.evaluation.baseline else None
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        return {
+            "samples": self.settings.samples,
+            "response_length": self.cfg.response_length,
+            "temperature": self.settings.temperature or self.cfg.temperature,
+        }
+
+    @torch.no_grad()
+    def _baseline(self, actors: Actors) -> Tensor | None:
+        """Gold of another stage's answers to the same prompts, with the same noise."""
+        if actors.gold is None:
+            return None
+        folder = self.ctx.input(self.settings.baseline)
+        model, encoder = load_causal_lm(folder).to(self.ctx.device), load_encoder(folder, self.ctx.template)
+        with self.ctx.accelerator.autocast():
+            sampled = rollout(model, encoder, self.prompts, self.ctx.rng("evaluation"), **self.sampling)
+            return rewards.checked(self.cfg.gold.name, actors.gold(sampled), sampled).scores_B
 
     @torch.no_grad()
     def measure(self, step: int, actors: Actors) -> None:
         """Logs one row of split `validation`, and some samples."""
-        rollout = actors.policy.rollout(
-            self.prompts, self.ctx.rng("evaluation"), samples=self.settings.samples,
-            response_length=self.cfg.response_length, temperature=self.settings.temperature or self.cfg.temperature)
-        proxy = rewards.checked(self.cfg.reward.name, actors.reward(rollout), rollout)
+        answers = actors.policy.rollout(self.prompts, self.ctx.rng("evaluation"), **self.sampling)
+        proxy = rewards.checked(self.cfg.reward.name, actors.reward(answers), answers)
         gold_B = torch.full_like(proxy.scores_B, math.nan)
         columns = dict(proxy.columns)
         if actors.gold is not None:
-            gold = rewards.checked(self.cfg.gold.name, actors.gold(rollout), rollout)
+            gold = rewards.checked(self.cfg.gold.name, actors.gold(answers), answers)
             gold_B, columns = gold.scores_B, {**{f"gold_{k}": v for k, v in gold.columns.items()}, **columns}
-        if self.start_gold_B is None:
-            self.start_gold_B = gold_B
+        if self.baseline_gold_B is None:
+            self.baseline_gold_B = gold_B
         logprobs_BT, entropy_BT, ref_logprobs_BT = in_microbatches(
-            lambda part: self._logprobs(actors.policy, part), rollout, self.cfg.microbatch_size)
-        log_ratio_BT = (logprobs_BT - ref_logprobs_BT).masked_fill(~rollout.mask_BT, 0.0)
-        kl_B = sequence_kl(logprobs_BT, ref_logprobs_BT, rollout.mask_BT)
+            lambda part: self._logprobs(actors.policy, part), answers, self.cfg.microbatch_size
+        )
+        log_ratio_BT = (logprobs_BT - ref_logprobs_BT).masked_fill(~answers.mask_BT, 0.0)
+        kl_B = sequence_kl(logprobs_BT, ref_logprobs_BT, answers.mask_BT)
         row: dict[str, Any] = {
             "kl": kl_B.mean(),
             "kl_se": kl_B.std() / math.sqrt(len(kl_B)),
             "kl_k3": k3(log_ratio_BT).sum(1).mean(),
             "reward_proxy": proxy.scores_B.mean(),
             "reward_gold": gold_B.mean(),
-            "entropy": masked.masked_mean(entropy_BT, rollout.mask_BT),
-            "response_length": rollout.mask_BT.sum(1).float().mean(),
-            "eos_rate": rollout.ended_B.float().mean(),
-            "win_rate": win_rate(gold_B, self.start_gold_B),
+            "entropy": masked.masked_mean(entropy_BT, answers.mask_BT),
+            "response_length": answers.mask_BT.sum(1).float().mean(),
+            "eos_rate": answers.ended_B.float().mean(),
+            "win_rate": win_rate(gold_B, self.baseline_gold_B),
             "beta": actors.kl_state["beta"],
             **{name: values.mean() for name, values in columns.items()},
         }
         self.ctx.log(step, "validation", **row)
-        self.ctx.log_samples(step, sample_rows(rollout, proxy.scores_B, gold_B, self.settings.log_samples, kl_B))
+        self.ctx.log_samples(step, sample_rows(answers, proxy.scores_B, gold_B, self.settings.log_samples, kl_B))
 
     def _logprobs(self, policy: Any, part: Rollout) -> tuple[Tensor, Tensor, Tensor]:
         """At the temperature of training: the KL that is reported is the one that is penalised."""
@@ -78,5 +98,13 @@ def win_rate(gold_B: Tensor, baseline_B: Tensor) -> Tensor:
 def sample_rows(rollout: Rollout, proxy_B: Tensor, gold_B: Tensor, n: int, kl_B: Tensor | None = None) -> list[dict[str, Any]]:
     """Rows of the samples table for the first `n` sequences."""
     kl_B = torch.full_like(proxy_B, math.nan) if kl_B is None else kl_B
-    return [{"prompt": rollout.prompts[i], "response": rollout.responses[i], "reward_proxy": float(proxy_B[i]),
-             "reward_gold": float(gold_B[i]), "kl": float(kl_B[i])} for i in range(min(n, len(rollout)))]
+    return [
+        {
+            "prompt": rollout.prompts[i],
+            "response": rollout.responses[i],
+            "reward_proxy": float(proxy_B[i]),
+            "reward_gold": float(gold_B[i]),
+            "kl": float(kl_B[i]),
+        }
+        for i in range(min(n, len(rollout)))
+    ]

@@ -16,9 +16,9 @@ from torch import Tensor
 from rlhf_lab import masked, rewards
 from rlhf_lab.aggregation import Aggregation
 from rlhf_lab.context import StageContext
-from rlhf_lab.contracts import AdvantageInputs, Component, PolicyOutput, Rollout, Scores, param, slot
+from rlhf_lab.contracts import AdvantageInputs, Component, PolicyOutput, Rollout, Scores, StageRef, param, slot
 from rlhf_lab.ema import WeightAverage
-from rlhf_lab.errors import NumericsError
+from rlhf_lab.errors import DataError, NumericsError
 from rlhf_lab.evaluation import Evaluator
 from rlhf_lab.kl import sequence_kl
 from rlhf_lab.lm.tokens import in_microbatches
@@ -35,6 +35,9 @@ class Evaluation(BaseModel):
     prompts: int = Field(64, ge=1, description="held-out prompts, the first ones of the validation split")
     samples: int = Field(1, ge=1, description="responses per prompt")
     log_samples: int = Field(8, ge=0, description="responses that go into the samples table")
+    baseline: StageRef | None = Field(
+        None, description="win rates are against this stage; default: what the policy starts from"
+    )
     temperature: float | None = Field(None, gt=0, description="default: the temperature of the rollouts")
 
 
@@ -61,6 +64,9 @@ class RL(Component):
     microbatch_size: int | None = param(None, "sequences per forward pass; changes memory, not numbers", ge=1)
 
     response_length: int = param(28, "longest response", ge=1, unit="tokens")
+    max_prompt_tokens: int | None = param(
+        None, "longer prompts are dropped; default: a prompt that does not fit is an error", ge=1
+    )
     temperature: float = param(1.0, "of sampling and of every log-prob", gt=0, source="Ouyang et al. 2022, C.4")
 
     learning_rate: float = param(3e-4, "of the policy", gt=0, allow_inf_nan=False)
@@ -93,8 +99,10 @@ class RL(Component):
         if "groups" in self.asks_for and self.samples_per_prompt < 2:
             raise ValueError(f"{self.advantage.name} compares samples of one prompt; set samples_per_prompt: 2 or more")
         if self.batch_size % (self.samples_per_prompt * self.minibatches):
-            raise ValueError(f"batch_size {self.batch_size} must be divisible by samples_per_prompt × minibatches = "
-                             f"{self.samples_per_prompt * self.minibatches}")
+            raise ValueError(
+                f"batch_size {self.batch_size} must be divisible by samples_per_prompt × minibatches = "
+                f"{self.samples_per_prompt * self.minibatches}"
+            )
         if self.no_eos_score is not None and self.no_eos_penalty:
             raise ValueError("set no_eos_score or no_eos_penalty, not both")
         return self
@@ -120,15 +128,22 @@ class Actors:
 def open_actors(cfg: RL, ctx: StageContext) -> Actors:
     policy = cfg.policy.build(ctx)
     critic = cfg.critic.build(ctx, policy) if "values" in cfg.asks_for else None
-    return Actors(policy, critic, cfg.reward.open(ctx), cfg.gold.open(ctx) if cfg.gold else None,
-                  new_optimizer(cfg, policy, critic), WeightAverage(policy.module, cfg.ema), dict(cfg.kl.start()))
+    return Actors(
+        policy,
+        critic,
+        cfg.reward.open(ctx),
+        cfg.gold.open(ctx) if cfg.gold else None,
+        new_optimizer(cfg, policy, critic),
+        WeightAverage(policy.module, cfg.ema),
+        dict(cfg.kl.start()),
+    )
 
 
 def train(cfg: RL, ctx: StageContext) -> None:
     """The whole of RLHF's third stage. Rows of step s describe the policy after s updates."""
     actors = open_actors(cfg, ctx)
-    policy, prompts = actors.policy, ctx.data.prompts("train")
-    evaluator = Evaluator(cfg, ctx, actors)
+    policy, prompts = actors.policy, usable_prompts(cfg, ctx, actors.policy, "train")
+    evaluator = Evaluator(cfg, ctx, actors, usable_prompts(cfg, ctx, policy, "validation"))
     prompts_per_step = cfg.batch_size // cfg.samples_per_prompt
     with ctx.accelerator.autocast():
         evaluator.measure(0, actors)
@@ -138,8 +153,13 @@ def train(cfg: RL, ctx: StageContext) -> None:
         with torch.no_grad(), ctx.accelerator.autocast():
             # 1. rollout: sample responses to the next prompts, at the sampling temperature
             chosen = shuffled_batches(len(prompts), prompts_per_step, step * prompts_per_step, ctx.seed, "prompts")
-            rollout = policy.rollout([prompts[i] for i in chosen], ctx.rng("rollout", step), samples=cfg.samples_per_prompt,
-                                     response_length=cfg.response_length, temperature=cfg.temperature)
+            rollout = policy.rollout(
+                [prompts[i] for i in chosen],
+                ctx.rng("rollout", step),
+                samples=cfg.samples_per_prompt,
+                response_length=cfg.response_length,
+                temperature=cfg.temperature,
+            )
 
             # 2. scores: one number per response, changed only where there is no EOS
             proxy = rewards.checked(cfg.reward.name, actors.reward(rollout), rollout)
@@ -148,7 +168,9 @@ def train(cfg: RL, ctx: StageContext) -> None:
             # 3. KL and shaping: token rewards are −β·KL, plus the score once, at the last token
             old = measured(cfg, policy, rollout)
             ref_logprobs_BT = reference(cfg, policy, rollout)
-            rewards_BT = rewards.token_rewards(scores_B, old.logprobs_BT, ref_logprobs_BT, rollout.mask_BT, beta, cfg.kl_estimator)
+            rewards_BT = rewards.token_rewards(
+                scores_B, old.logprobs_BT, ref_logprobs_BT, rollout.mask_BT, beta, cfg.kl_estimator
+            )
             if cfg.whiten_rewards:
                 rewards_BT = masked.whiten(rewards_BT, rollout.mask_BT, shift_mean=False, ddof=cfg.whiten_ddof)
 
@@ -178,15 +200,34 @@ def train(cfg: RL, ctx: StageContext) -> None:
         policy.save(ctx.folder / "policy")
 
 
+def usable_prompts(cfg: RL, ctx: StageContext, policy: Any, split: str) -> list[str]:
+    """The prompts of a split without those that the spec drops for their length."""
+    prompts = ctx.data.prompts(split)
+    if cfg.max_prompt_tokens is not None:
+        lengths = policy.prompt_lengths(prompts)
+        prompts = [prompt for prompt, length in zip(prompts, lengths, strict=True) if length <= cfg.max_prompt_tokens]
+    if not prompts:
+        raise DataError(
+            f"no {split} prompt has at most max_prompt_tokens: {cfg.max_prompt_tokens} tokens"
+            if cfg.max_prompt_tokens
+            else f"the data has no {split} prompts"
+        )
+    return prompts
+
+
 def measured(cfg: RL, policy: Any, rollout: Rollout) -> PolicyOutput:
     """Log-probs and entropy of the rollout as the update will see them, not as the sampler did."""
-    return PolicyOutput(*in_microbatches(
-        lambda part: policy.forward(part, temperature=cfg.temperature, entropy=True)[:2], rollout, cfg.microbatch_size))
+    return PolicyOutput(
+        *in_microbatches(
+            lambda part: policy.forward(part, temperature=cfg.temperature, entropy=True)[:2], rollout, cfg.microbatch_size
+        )
+    )
 
 
 def reference(cfg: RL, policy: Any, rollout: Rollout) -> Tensor:
     (logprobs_BT,) = in_microbatches(
-        lambda part: (policy.reference_logprobs(part, temperature=cfg.temperature),), rollout, cfg.microbatch_size)
+        lambda part: (policy.reference_logprobs(part, temperature=cfg.temperature),), rollout, cfg.microbatch_size
+    )
     return logprobs_BT
 
 
@@ -227,7 +268,11 @@ def assert_on_policy(row: dict[str, float], tolerance: float = 1e-3) -> None:
 
     Anything else is a seam: a temperature, a mask, position ids, dropout, an adapter that is not what it seems.
     """
-    off = {"kl": abs(row["kl"]), "first_ratio": abs(row.get("first_ratio", 1.0) - 1), "first_clip_fraction": row.get("first_clip_fraction", 0.0)}
+    off = {
+        "kl": abs(row["kl"]),
+        "first_ratio": abs(row.get("first_ratio", 1.0) - 1),
+        "first_clip_fraction": row.get("first_clip_fraction", 0.0),
+    }
     wrong = {name: value for name, value in off.items() if not value <= tolerance}
     if wrong:
         raise NumericsError(f"at step 0 policy and reference must agree, but {wrong} (KL in nats, ratio as distance from 1)")

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from rlhf_lab.errors import SpecError
-from rlhf_lab.yaml_lines import describe, parse_value, quote, shorten, show_path, suggest
+from rlhf_lab.yaml_lines import describe, parse_value, plain_key, quote, shorten, show_path, suggest
 
 MAX_VALUES = 10_000  # of one override
 
@@ -97,7 +97,7 @@ Path = str | Sequence[str]
 
 
 def split_path(path: Path) -> tuple[str, ...]:
-    """"rl.objective[0].lr" → ("rl", "objective", "0", "lr"). A sequence of segments is taken as it is."""
+    """ "rl.objective[0].lr" → ("rl", "objective", "0", "lr"). A sequence of segments is taken as it is."""
     if not isinstance(path, str):
         return tuple(path)
     segments = tuple(re.sub(r"\[(\d+)\]", r".\1", path).split("."))
@@ -116,8 +116,9 @@ def index_of(items: list, segment: str, path: Sequence[str]) -> int:
         return names.index(segment)
     if re.fullmatch(r"[0-9]{1,9}", segment) and int(segment) < len(items):
         return int(segment)
-    there = shorten(", ".join(str(name) for name in names if name is not None), 120) or f"{len(items)} without a name"
-    raise SpecError(f"{where} has no item {quote(segment)}{suggest(segment, filter(None, names)) or f'; there are {there}'}")
+    known = [name for name in names if isinstance(name, str)]
+    there = shorten(", ".join(map(plain_key, known)), 120) or f"{len(items)} without a name"
+    raise SpecError(f"{where} has no item {quote(segment)}{suggest(segment, known) or f'; there are {there}'}")
 
 
 def step(data: Any, segment: str, path: Sequence[str]) -> str | int:
@@ -128,7 +129,7 @@ def step(data: Any, segment: str, path: Sequence[str]) -> str | int:
     if not isinstance(mapping, dict):
         raise SpecError(f"{where} is {describe(data)}, so it has no key {quote(segment)}")
     if segment not in mapping:
-        there = f"; it has {shorten(', '.join(map(str, mapping)), 120)}" if mapping else ""
+        there = f"; it has {shorten(', '.join(map(plain_key, mapping)), 120)}" if mapping else ""
         raise SpecError(f"{where} has no key {quote(segment)}{suggest(segment, mapping) or there}")
     return segment
 

@@ -86,7 +86,7 @@ def in_order(stages: Mapping[str, Component]) -> list[str]:
 
     def visit(name: str, path: tuple[str, ...]) -> None:
         if name in path:
-            raise SpecError(f"stages read each other in a circle: {' → '.join([*path[path.index(name):], name])}")
+            raise SpecError(f"stages read each other in a circle: {' → '.join([*path[path.index(name) :], name])}")
         if name not in order:
             for ref in sorted(references(stages[name])):
                 visit(ref, (*path, name))

@@ -38,7 +38,9 @@ class Lines:
             elif event["event"] == "finished":
                 self.finished += 1
                 left = (now - self.started) / self.finished * (self.total - self.finished)
-                self.say(f"{self.labels[run_id]}: {event['status']}  ({self.finished}/{self.total} runs, about {left:.0f} s left)")
+                self.say(
+                    f"{self.labels[run_id]}: {event['status']}  ({self.finished}/{self.total} runs, about {left:.0f} s left)"
+                )
 
     def say(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)
@@ -49,8 +51,15 @@ class Bars:
 
     def __init__(self, plan: Plan, reused: int = 0) -> None:
         self.labels = labels(plan)
-        self.progress = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-                                 TimeRemainingColumn(), TextColumn("{task.fields[text]}"), console=Console(stderr=True))
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[text]}"),
+            console=Console(stderr=True),
+        )
         self.sweep = self.progress.add_task("sweep", total=len(plan.runs), completed=reused, text="")
         self.tasks: dict[str, Any] = {}
 
@@ -66,8 +75,13 @@ class Bars:
             description = escape(f"{self.labels[run_id]}: {event['stage']}")
             if run_id not in self.tasks:
                 self.tasks[run_id] = self.progress.add_task(description, total=event["total"], text="")
-            self.progress.update(self.tasks[run_id], description=description, total=event["total"], completed=event["done"],
-                                 text=escape(event["text"]))
+            self.progress.update(
+                self.tasks[run_id],
+                description=description,
+                total=event["total"],
+                completed=event["done"],
+                text=escape(event["text"]),
+            )
         elif event["event"] == "finished":
             if run_id in self.tasks:
                 self.progress.remove_task(self.tasks.pop(run_id))
@@ -76,6 +90,7 @@ class Bars:
 
 def labels(plan: Plan) -> dict[str, str]:
     """What a run is called on the screen: arm, axes, seed."""
+
     def label(run: Any) -> str:
         axes = " ".join(f"{axis.rsplit('.', 1)[-1]}={value}" for axis, value in run.axes.items())
         return " ".join(part for part in (run.arm, axes, f"seed={run.seed}") if part)

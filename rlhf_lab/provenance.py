@@ -43,6 +43,11 @@ def provenance() -> dict[str, Any]:
     import torch
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu ({platform.machine()})"
-    return {"python": platform.python_version(), "packages": package_versions(), "device": device,
-            "threads": torch.get_num_threads(), "host": platform.node(),
-            "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ}}
+    return {
+        "python": platform.python_version(),
+        "packages": package_versions(),
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "host": platform.node(),
+        "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
+    }

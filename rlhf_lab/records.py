@@ -1,8 +1,8 @@
 """From what runs and stages wrote to tidy tables, and back into frames.
 
-    runs.parquet      a row per run: run_id, arm, seed, status, seconds, each axis as a column, provenance
-    steps.parquet     a row per run × stage × step × split: kl, reward_proxy, reward_gold, entropy, …
-    samples.parquet   a row per sampled response that was kept
+runs.parquet      a row per run: run_id, arm, seed, status, seconds, each axis as a column, provenance
+steps.parquet     a row per run × stage × step × split: kl, reward_proxy, reward_gold, entropy, …
+samples.parquet   a row per sampled response that was kept
 """
 
 from __future__ import annotations
@@ -23,8 +23,20 @@ from rlhf_lab.store import is_committed, read_json
 SCHEMA = "1"
 COLUMNS: Mapping[str, tuple[str, ...]] = {
     "runs": ("run_id", "arm", "seed", "status", "seconds"),
-    "steps": ("run_id", "arm", "seed", "stage", "step", "split", "kl", "reward_proxy", "reward_gold", "entropy",
-              "response_length", "beta"),
+    "steps": (
+        "run_id",
+        "arm",
+        "seed",
+        "stage",
+        "step",
+        "split",
+        "kl",
+        "reward_proxy",
+        "reward_gold",
+        "entropy",
+        "response_length",
+        "beta",
+    ),
     "samples": ("run_id", "stage", "step", "prompt", "response", "reward_proxy", "reward_gold"),
 }
 
@@ -64,8 +76,17 @@ def run_row(folder: Path, run: Mapping[str, Any]) -> dict[str, Any]:
     axes = {axis: axis_label(value) for axis, value in run["axes"].items()}
     kept = {key: status[key] for key in ("device", "threads", "error") if key in status}
     packages = {f"version_{name}": version for name, version in status.get("packages", {}).items()}
-    return {"run_id": run["run_id"], "arm": run["arm"], "seed": run["seed"], "status": status["status"],
-            "seconds": status.get("seconds", math.nan), **axes, **kept, **run.get("git", {}), **packages}
+    return {
+        "run_id": run["run_id"],
+        "arm": run["arm"],
+        "seed": run["seed"],
+        "status": status["status"],
+        "seconds": status.get("seconds", math.nan),
+        **axes,
+        **kept,
+        **run.get("git", {}),
+        **packages,
+    }
 
 
 def axis_label(value: Any) -> Any:
@@ -128,5 +149,8 @@ def load(folder: str | Path, table: str = "steps") -> pd.DataFrame:
         return frame
     runs = pd.read_parquet(Path(folder) / "runs.parquet")
     known = {"status", "seconds", "device", "threads", "error", "git_revision", "git_dirty"}
-    joined = ["run_id", *(c for c in runs.columns if c not in frame.columns and c not in known and not c.startswith("version_"))]
+    joined = [
+        "run_id",
+        *(c for c in runs.columns if c not in frame.columns and c not in known and not c.startswith("version_")),
+    ]
     return frame.merge(runs[joined], on="run_id", how="left")

@@ -18,8 +18,10 @@ def checked(name: str, scores: Scores | Tensor, rollout: Rollout) -> Scores:
         raise RewardError(f"reward {name!r} returned scores of shape {tuple(scores_B.shape)} for {len(rollout)} responses")
     if not scores_B.isfinite().all():
         first = int((~scores_B.isfinite()).nonzero()[0])
-        raise RewardError(f"reward {name!r} returned {scores_B[first].item()} for the response {rollout.responses[first]!r} "
-                          f"to {rollout.prompts[first]!r}")
+        raise RewardError(
+            f"reward {name!r} returned {scores_B[first].item()} for the response {rollout.responses[first]!r} "
+            f"to {rollout.prompts[first]!r}"
+        )
     return Scores(scores_B, {key: torch.as_tensor(value, dtype=torch.float32) for key, value in scores.columns.items()})
 
 
@@ -29,8 +31,9 @@ def without_eos(scores_B: Tensor, ended_B: Tensor, *, score: float | None, penal
     return torch.where(ended_B, scores_B, replaced_B)
 
 
-def token_rewards(scores_B: Tensor, logprobs_BT: Tensor, ref_logprobs_BT: Tensor, mask_BT: Tensor, beta: float,
-                  estimator: str = "k1") -> Tensor:
+def token_rewards(
+    scores_B: Tensor, logprobs_BT: Tensor, ref_logprobs_BT: Tensor, mask_BT: Tensor, beta: float, estimator: str = "k1"
+) -> Tensor:
     """r_t = −β·k(log π(y_t) − log ref(y_t)), plus the score at the last response token, once.
 
     Σ_t r_t = score − β·Σ_t k_t (Ziegler et al. 2019, eq. 2; lm-human-preferences `train_policy.py`, compute_rewards).

@@ -45,19 +45,40 @@ def prepare(sweep: Sweep, plan: Plan, results: Path, plugin_files: Sequence[Path
     """Writes the plan and a run.json for each run; what stands there already is left as it is."""
     git = git_state(sweep.folder)
     for run in plan.runs:
-        write_json(results / "runs" / run.run_id / "run.json", {
-            "run_id": run.run_id, "arm": run.arm, "axes": dict(run.axes), "seed": run.seed, "config": run.raw,
-            "stages": {stage.name: stage.hash for stage in run.stages}, "spec_folder": str(sweep.folder),
-            "store": str(results / "stages"), "plugin_files": [str(path) for path in plugin_files], "git": git})
-    write_json(results / "plan.json", {
-        "experiment": sweep.file.experiment, "runs": [run.run_id for run in plan.runs], "packages": package_versions(), **git,
-        "resolved": {run.run_id: run.config.model_dump(mode="json") for run in plan.runs}})
+        write_json(
+            results / "runs" / run.run_id / "run.json",
+            {
+                "run_id": run.run_id,
+                "arm": run.arm,
+                "axes": dict(run.axes),
+                "seed": run.seed,
+                "config": run.raw,
+                "stages": {stage.name: stage.hash for stage in run.stages},
+                "spec_folder": str(sweep.folder),
+                "store": str(results / "stages"),
+                "plugin_files": [str(path) for path in plugin_files],
+                "git": git,
+            },
+        )
+    write_json(
+        results / "plan.json",
+        {
+            "experiment": sweep.file.experiment,
+            "runs": [run.run_id for run in plan.runs],
+            "packages": package_versions(),
+            **git,
+            "resolved": {run.run_id: run.config.model_dump(mode="json") for run in plan.runs},
+        },
+    )
 
 
 def is_finished(results: Path, run: PlannedRun) -> bool:
     status = results / "runs" / run.run_id / "status.json"
-    return (status.is_file() and read_json(status)["status"] == "done"
-            and all(is_committed(results / "stages" / stage.hash) for stage in run.stages))
+    return (
+        status.is_file()
+        and read_json(status)["status"] == "done"
+        and all(is_committed(results / "stages" / stage.hash) for stage in run.stages)
+    )
 
 
 def width(resources: Resources, n_runs: int) -> tuple[int, int]:
@@ -113,8 +134,13 @@ class Worker:
     """A process that imports torch once and then executes runs. If it dies, only its run fails; a fresh one takes the next."""
 
     def __init__(self, threads: int) -> None:
-        self.environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads),
-                            "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
+        self.environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": str(threads),
+            "MKL_NUM_THREADS": str(threads),
+            "TOKENIZERS_PARALLELISM": "false",
+            "PYTHONUNBUFFERED": "1",
+        }
         self.process: subprocess.Popen[str] | None = None
         self.stopped = False
 
@@ -136,8 +162,13 @@ class Worker:
     def _started(self) -> subprocess.Popen[str]:
         if self.process is None or self.process.poll() is not None:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "rlhf_lab.worker", "--serve"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-                env=self.environment, start_new_session=True)
+                [sys.executable, "-m", "rlhf_lab.worker", "--serve"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                env=self.environment,
+                start_new_session=True,
+            )
         return self.process
 
     def _died(self, run_dir: Path) -> dict[str, Any]:

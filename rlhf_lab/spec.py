@@ -1,16 +1,16 @@
 """From a spec file to validated points: base, arms, axes and seeds become run configurations.
 
-    experiment: kl
-    base:                       # one run: data, model, template, precision, and stages
-      data: micro
-      sft: {epochs: 2}          # a stage; its kind is its name unless it says `name: …`
-      rl: {kl: {name: fixed, beta: 0.02}}
-    arms:                       # named deltas; the first is the baseline
-      fixed: {}
-      adaptive: {rl.kl: {name: adaptive, target: 6}}
-    axes:                       # grid: every combination
-      rl.kl.beta: [0.02, 0.2]
-    seeds: [0, 1, 2]            # shared by all arms
+experiment: kl
+base:                       # one run: data, model, template, precision, and stages
+  data: micro
+  sft: {epochs: 2}          # a stage; its kind is its name unless it says `name: …`
+  rl: {kl: {name: fixed, beta: 0.02}}
+arms:                       # named deltas; the first is the baseline
+  fixed: {}
+  adaptive: {rl.kl: {name: adaptive, target: 6}}
+axes:                       # grid: every combination
+  rl.kl.beta: [0.02, 0.2]
+seeds: [0, 1, 2]            # shared by all arms
 """
 
 from __future__ import annotations
@@ -203,9 +203,17 @@ def _validated_point(raw: dict[str, Any], arm: str, axes: Mapping[str, Any], sou
     try:
         return validate_run(raw, source.registry)
     except ValidationError as error:
-        origins = {locate(raw, axis): _place_of_axis(axis, value, source) for axis, value in axes.items()} | dict(source.overridden)
-        raise spec_error(source.document, ("base",), error, fields_at=lambda loc: fields_at(source.registry, raw, (*loc, "")),
-                         origins=origins, overlays=[("arms", arm)]) from None
+        origins = {locate(raw, axis): _place_of_axis(axis, value, source) for axis, value in axes.items()} | dict(
+            source.overridden
+        )
+        raise spec_error(
+            source.document,
+            ("base",),
+            error,
+            fields_at=lambda loc: fields_at(source.registry, raw, (*loc, "")),
+            origins=origins,
+            overlays=[("arms", arm)],
+        ) from None
 
 
 def _place_of_axis(axis: str, value: Any, source: _Source) -> str:

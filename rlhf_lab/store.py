@@ -1,8 +1,8 @@
 """Files that survive: atomic writes, and stage folders that count only once their commit marker is there.
 
-    stages/<hash>/            what the stage wrote
-    stages/<hash>/COMMIT      written last: name, size and blake2b of every file
-    stages/<hash>.lock        held while somebody computes the stage
+stages/<hash>/            what the stage wrote
+stages/<hash>/COMMIT      written last: name, size and blake2b of every file
+stages/<hash>.lock        held while somebody computes the stage
 """
 
 from __future__ import annotations

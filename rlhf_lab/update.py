@@ -85,8 +85,15 @@ def optimizer_step(cfg: RL, ctx: StageContext, actors: Actors, batch: Batch, ind
     return row
 
 
-def backward(cfg: RL, ctx: StageContext, actors: Actors, terms: Sequence[Any], rollout: Rollout, part: Minibatch,
-             metrics: dict[str, Tensor]) -> None:
+def backward(
+    cfg: RL,
+    ctx: StageContext,
+    actors: Actors,
+    terms: Sequence[Any],
+    rollout: Rollout,
+    part: Minibatch,
+    metrics: dict[str, Tensor],
+) -> None:
     """Adds the gradient of Σ weight · term on one micro-batch; adds each term and its metrics to `metrics`."""
     with ctx.accelerator.autocast():
         new = forward(cfg, actors, terms, rollout, part.mask_BT)
@@ -115,14 +122,22 @@ def select(cfg: RL, batch: Batch, index: Tensor) -> Minibatch:
     advantages_BT = batch.advantages_BT[index]
     if cfg.whiten_advantages == "minibatch":
         advantages_BT = masked.whiten(advantages_BT, mask_BT, ddof=cfg.whiten_ddof)
-    picked = {name: None if (value := getattr(batch, name)) is None else value[index]
-              for name in ("old_logprobs_BT", "ref_logprobs_BT", "returns_BT", "scores_B", "values_BT")}
-    clean = {name: value if value is None or value.dim() == 1 else value.masked_fill(~mask_BT, 0.0) for name, value in picked.items()}
+    picked = {
+        name: None if (value := getattr(batch, name)) is None else value[index]
+        for name in ("old_logprobs_BT", "ref_logprobs_BT", "returns_BT", "scores_B", "values_BT")
+    }
+    clean = {
+        name: value if value is None or value.dim() == 1 else value.masked_fill(~mask_BT, 0.0) for name, value in picked.items()
+    }
     return Minibatch(
-        mask_BT=mask_BT, advantages_BT=advantages_BT.masked_fill(~mask_BT, 0.0), beta=batch.beta,
+        mask_BT=mask_BT,
+        advantages_BT=advantages_BT.masked_fill(~mask_BT, 0.0),
+        beta=batch.beta,
         weights_BT=aggregation.weights(mask_BT, cfg.aggregation, cfg.response_length),
         token_weights_BT=aggregation.weights(mask_BT, "token_mean", cfg.response_length),
-        old_values_BT=clean.pop("values_BT"), **clean)
+        old_values_BT=clean.pop("values_BT"),
+        **clean,
+    )
 
 
 def microbatches(rollout: Rollout, minibatch: Minibatch, size: int | None) -> Iterator[tuple[Rollout, Minibatch]]:
@@ -131,8 +146,10 @@ def microbatches(rollout: Rollout, minibatch: Minibatch, size: int | None) -> It
     for rows in torch.arange(n).split(size or n):
         part = trim(rollout.rows(rows))
         width = part.mask_BT.shape[1]
-        cut = {name: value if not isinstance(value, Tensor) else value[rows] if value.dim() == 1 else value[rows, :width]
-               for name, value in vars(minibatch).items()}
+        cut = {
+            name: value if not isinstance(value, Tensor) else value[rows] if value.dim() == 1 else value[rows, :width]
+            for name, value in vars(minibatch).items()
+        }
         yield part, Minibatch(**cut)
 
 
@@ -144,13 +161,24 @@ def pretraining(cfg: RL, ctx: StageContext, actors: Actors, n_texts: int, positi
     mask_BT = rollout.mask_BT
     nothing_BT, nothing_B = torch.zeros_like(mask_BT, dtype=torch.float32), torch.zeros(len(rollout))
     weights_BT = aggregation.weights(mask_BT, "token_mean", cfg.response_length)
-    return rollout, Minibatch(mask_BT, weights_BT, weights_BT, old_logprobs_BT=nothing_BT, advantages_BT=nothing_BT,
-                              returns_BT=nothing_BT, scores_B=nothing_B, beta=0.0)
+    return rollout, Minibatch(
+        mask_BT,
+        weights_BT,
+        weights_BT,
+        old_logprobs_BT=nothing_BT,
+        advantages_BT=nothing_BT,
+        returns_BT=nothing_BT,
+        scores_B=nothing_B,
+        beta=0.0,
+    )
 
 
 def clip_gradients(cfg: RL, actors: Actors) -> dict[str, Tensor]:
     """Norms before the clip, of policy and critic each."""
     limit = float("inf") if cfg.max_grad_norm is None else cfg.max_grad_norm
     modules = {"policy": actors.policy, "critic": actors.critic}
-    return {f"grad_norm_{name}": torch.nn.utils.clip_grad_norm_(trainable(actor.module), limit)
-            for name, actor in modules.items() if actor is not None}
+    return {
+        f"grad_norm_{name}": torch.nn.utils.clip_grad_norm_(trainable(actor.module), limit)
+        for name, actor in modules.items()
+        if actor is not None
+    }

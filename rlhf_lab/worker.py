@@ -53,22 +53,44 @@ def compute_run(run_dir: Path, say: Say) -> None:
     stages = plan_stages(config, run["seed"], registry, cache(lambda component: _fingerprint(component, spec_folder)))
     if (now := {stage.name: stage.hash for stage in stages}) != run["stages"]:
         changed = sorted(name for name in now if now[name] != run["stages"].get(name))
-        raise SpecError(f"data, plugins or versions changed since the sweep was planned (stages {', '.join(changed)}); plan it again")
+        raise SpecError(
+            f"data, plugins or versions changed since the sweep was planned (stages {', '.join(changed)}); plan it again"
+        )
     for stage in stages:
         report = reporter(say, stage.name)
-        compute_once(store / stage.hash, lambda folder, stage=stage, report=report: compute_stage(
-            folder, stage, config, store, spec_folder, registry, report))
+        compute_once(
+            store / stage.hash,
+            lambda folder, stage=stage, report=report: compute_stage(
+                folder, stage, config, store, spec_folder, registry, report
+            ),
+        )
 
 
-def compute_stage(folder: Path, stage: PlannedStage, config: RunConfig, store: Path, spec_folder: Path, registry: Registry,
-                  report: Callable[[int, int, str], None]) -> None:
+def compute_stage(
+    folder: Path,
+    stage: PlannedStage,
+    config: RunConfig,
+    store: Path,
+    spec_folder: Path,
+    registry: Registry,
+    report: Callable[[int, int, str], None],
+) -> None:
     started = time.monotonic()
     inputs = {name: store / hash for name, hash in stage.inputs.items()}
     stage.component.run(StageContext(config, stage.name, stage.seed, folder, inputs, spec_folder, report))
     sources = {f"{r.kind}/{r.name}": r.source_hash() for r in used(config, stage, registry)}
-    write_json(folder / "stage.json", {
-        "kind": stage.component.name, "parameters": stage.component.model_dump(mode="json"), "seed": stage.seed,
-        "inputs": dict(stage.inputs), "seconds": time.monotonic() - started, "plugin_sources": sources, **provenance()})
+    write_json(
+        folder / "stage.json",
+        {
+            "kind": stage.component.name,
+            "parameters": stage.component.model_dump(mode="json"),
+            "seed": stage.seed,
+            "inputs": dict(stage.inputs),
+            "seconds": time.monotonic() - started,
+            "plugin_sources": sources,
+            **provenance(),
+        },
+    )
 
 
 def used(config: RunConfig, stage: PlannedStage, registry: Registry) -> list[Any]:

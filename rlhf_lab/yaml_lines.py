@@ -374,8 +374,11 @@ def whole_text(text: str) -> str:
 EXPLANATIONS: tuple[tuple[str, str, bool], ...] = (
     (r"character '\\t'", "a tab cannot be used for indentation; use spaces", False),
     (r"character '(.)' that cannot start", "text cannot start with '{0}' here; put quotes around it", False),
-    (r"mapping values are not allowed",
-     "unexpected ':'; align the key with the keys above it, or put quotes around text that holds ': '", False),
+    (
+        r"mapping values are not allowed",
+        "unexpected ':'; align the key with the keys above it, or put quotes around text that holds ': '",
+        False,
+    ),
     (r"sequence entries are not allowed", "a list cannot start here; put each '- ' on a line of its own", False),
     (r"could not find expected ':'", "this line has no ': '; write 'key: value', with a space after the colon", True),
     (r"unexpected end of stream", "the quote that opens here is never closed", True),
@@ -386,10 +389,16 @@ EXPLANATIONS: tuple[tuple[str, str, bool], ...] = (
     (r"node content, but found '<stream end>'", "the file ends inside brackets; close them", False),
     (r"node content, but found '(.)'", "unexpected '{0}'; a value is missing before it, or text needs quotes", False),
     (r"expected <block end>, but found '([]},])'", "unexpected '{0}'; no bracket is open here", False),
-    (r"expected <block end>, but found '<(alias|anchor|tag|scalar)>'",
-     "this does not belong to the value before it; check the indentation, or put quotes around the whole value", False),
-    (r"expected <block end>",
-     "the indentation does not fit the lines above; keys (or '- ' items) of one block start in one column", False),
+    (
+        r"expected <block end>, but found '<(alias|anchor|tag|scalar)>'",
+        "this does not belong to the value before it; check the indentation, or put quotes around the whole value",
+        False,
+    ),
+    (
+        r"expected <block end>",
+        "the indentation does not fit the lines above; keys (or '- ' items) of one block start in one column",
+        False,
+    ),
     (r"expected '<document start>'", "this does not belong to what stands above; a spec is one mapping of keys", False),
     (r"ing a (?:directive|tag)", "text cannot start with '%' or '!' here; put quotes around it", True),
     (r"block scalar", "after '|' or '>' the text starts on the next line; put quotes around text that starts with them", True),
@@ -421,7 +430,7 @@ def within(mark: Any, text: str) -> Mark | None:
 
 
 def suggest(word: Any, candidates: Iterable[str]) -> str:
-    """" (did you mean 'lr'?)", or "" if nothing is near; case, '-' and '_' make no difference."""
+    """ " (did you mean 'lr'?)", or "" if nothing is near; case, '-' and '_' make no difference."""
     known = {normal(candidate): candidate for candidate in candidates if isinstance(candidate, str)}
     close = difflib.get_close_matches(normal(str(word)), known, n=1)
     return f" (did you mean {quote(known[close[0]])}?)" if close else ""
@@ -536,13 +545,24 @@ def sentences(loc: Loc, prefix: Loc, details: list, fields_at: Callable, unit_at
 
 
 TYPES = {
-    "int": "a whole number", "float": "a number", "bool": "true or false", "string": "text", "path": "a path",
-    "list": "a list", "tuple": "a list", "set": "a list", "iterable": "a list",
-    "dict": "a mapping", "mapping": "a mapping", "model": "a mapping",
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "string": "text",
+    "path": "a path",
+    "list": "a list",
+    "tuple": "a list",
+    "set": "a list",
+    "iterable": "a list",
+    "dict": "a mapping",
+    "mapping": "a mapping",
+    "model": "a mapping",
 }
 BOUNDS = {
-    "greater_than": (">", "gt"), "greater_than_equal": ("≥", "ge"),
-    "less_than": ("<", "lt"), "less_than_equal": ("≤", "le"),
+    "greater_than": (">", "gt"),
+    "greater_than_equal": ("≥", "ge"),
+    "less_than": ("<", "lt"),
+    "less_than_equal": ("≤", "le"),
 }
 
 
@@ -555,8 +575,11 @@ def requirement(detail: Mapping[str, Any], unit: str | None) -> str | None:
     if kind in ("literal_error", "enum"):
         choices = [quote(choice) if f"'{choice}'" in context["expected"] else choice for choice in choices_of(detail)]
         return f"one of {', '.join(choices)}" if len(choices) > 1 else context["expected"]
-    other = {"finite_number": "a finite number", "none_required": "null",
-             "multiple_of": f"a multiple of {number(context.get('multiple_of', 1))}"}
+    other = {
+        "finite_number": "a finite number",
+        "none_required": "null",
+        "multiple_of": f"a multiple of {number(context.get('multiple_of', 1))}",
+    }
     match = re.fullmatch(r"([a-z]+)_(attributes_)?(type|parsing|parsing_size|from_float)", kind)
     return other.get(kind) or (TYPES.get(match[1]) if match else None)
 
@@ -601,7 +624,7 @@ def missing_key(loc: Loc, prefix: Loc) -> str:
 
 
 def length_limit(kind: str, context: Mapping[str, Any]) -> str:
-    """"at least 1 item"."""
+    """ "at least 1 item"."""
     bound, n = ("at least", context["min_length"]) if kind.endswith("short") else ("at most", context["max_length"])
     unit = "character" if kind.startswith("string") else "item"
     return f"{bound} {n} {unit}{'' if n == 1 else 's'}"

@@ -30,8 +30,13 @@ class GAE(Component):
 
     kind, name, needs = "advantage", "gae", frozenset({"values"})
     gamma: float = param(1.0, "discount γ", ge=0, le=1, source="Ouyang et al. 2022, C.4")
-    lam: float = param(0.95, "λ: 0 is TD(0), 1 is Monte Carlo minus the value", ge=0, le=1,
-                       source="Stiennon et al. 2020, B.1; Ouyang et al. 2022 prints none")
+    lam: float = param(
+        0.95,
+        "λ: 0 is TD(0), 1 is Monte Carlo minus the value",
+        ge=0,
+        le=1,
+        source="Stiennon et al. 2020, B.1; Ouyang et al. 2022 prints none",
+    )
 
     def estimate(self, batch, state):
         advantages_BT = gae(batch.rewards_BT, batch.values_BT, batch.mask_BT, self.gamma, self.lam)

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from rlhf_lab_plugins.data.micro_grammar import BOS, EOS, PAD, SPECIAL_TOKENS, UNK, chain, openings, vocabulary
 
 from rlhf_lab.contracts import Component, Demonstration, Ranking, hookimpl, param
 from rlhf_lab.errors import DataError
+from rlhf_lab_plugins.data.micro_grammar import BOS, EOS, PAD, SPECIAL_TOKENS, UNK, chain, openings, vocabulary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

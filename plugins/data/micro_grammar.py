@@ -118,17 +118,18 @@ class Chain:
 
     def _walk(self, rng: np.random.Generator, domains: Sequence[str]) -> list[list[str]]:
         """Paths of the chain, cut after MAX_WORDS + 1 words."""
-        cumulative_SS = np.cumsum(self.transitions_SS, axis=1)
-        cumulative = np.stack([np.cumsum(self.starts[d]) for d in domains])
-        picks = rng.random((MAX_WORDS + 1, 2, len(domains)))
+        rows_RS = np.vstack([self.transitions_SS, *self.starts.values()])
+        n_states, first_rows = rows_RS.shape[1], {d: len(self.transitions_SS) + i for i, d in enumerate(self.starts)}
+        row = np.array([first_rows[d] for d in domains])
+        # Row r of the table holds r + cumulative probabilities, so that one sorted search serves all walkers at once.
+        table = (np.cumsum(rows_RS, axis=1).clip(max=1 - 1e-12) + np.arange(len(rows_RS))[:, None]).ravel()
         responses: list[list[str]] = [[] for _ in domains]
-        for to_state, to_word in picks:
-            # Rows sum to 1 up to rounding; the bound keeps a draw next to 1 on a state of positive probability.
-            state = (cumulative <= to_state[:, None] * cumulative[:, -1:]).sum(1)
-            for response, s, u in zip(responses, state.tolist(), to_word.tolist(), strict=True):
+        for to_state, to_word in rng.random((MAX_WORDS + 1, 2, len(domains))):
+            found = np.searchsorted(table, row + to_state.clip(max=1 - 1e-9), side="right")
+            row = found - row * n_states
+            for response, s, u in zip(responses, row.tolist(), to_word.tolist(), strict=True):
                 if s:
                     response.append(self.words_S[s][int(u * len(self.words_S[s]))])
-            cumulative = cumulative_SS[state]
         return responses
 
 

@@ -18,9 +18,17 @@ class Adaptive(Component):
 
     kind, name = "kl_controller", "adaptive"
     beta: float = param(0.15, "β at the start", gt=0, allow_inf_nan=False, source="lm-human-preferences launch.py, style tasks")
-    target: float = param(6.0, "KL that is aimed at", gt=0, allow_inf_nan=False, unit="nats per sequence",
-                          source="lm-human-preferences launch.py, style tasks")
-    gain: float = param(0.1, "K, relative change of β per update and unit of error", gt=0, le=1, source="Ziegler et al. 2019, 2.2")
+    target: float = param(
+        6.0,
+        "KL that is aimed at",
+        gt=0,
+        allow_inf_nan=False,
+        unit="nats per sequence",
+        source="lm-human-preferences launch.py, style tasks",
+    )
+    gain: float = param(
+        0.1, "K, relative change of β per update and unit of error", gt=0, le=1, source="Ziegler et al. 2019, 2.2"
+    )
     clip: float = param(0.2, "largest relative error that is acted on", gt=0, le=1, source="Ziegler et al. 2019, 2.2")
 
     def start(self):

@@ -26,11 +26,14 @@ class PPOClip(Component):
         ratio_BT = log_ratio_BT.exp()
         loss_BT = clipped_surrogate(ratio_BT, batch.advantages_BT, self.eps)
         decides_BT = loss_BT > -ratio_BT * batch.advantages_BT
-        return Loss(batch.aggregate(loss_BT), {
-            "clip_fraction": batch.token_mean(decides_BT.float()),
-            "approx_kl": batch.token_mean(log_ratio_BT.square() / 2),
-            "ratio": batch.token_mean(ratio_BT),
-        })
+        return Loss(
+            batch.aggregate(loss_BT),
+            {
+                "clip_fraction": batch.token_mean(decides_BT.float()),
+                "approx_kl": batch.token_mean(log_ratio_BT.square() / 2),
+                "ratio": batch.token_mean(ratio_BT),
+            },
+        )
 
 
 @hookimpl

@@ -43,6 +43,9 @@ class FullPolicy:
     def __init__(self, model, encoder, reference):
         self.module, self.encoder, self.frozen = model, encoder, reference
 
+    def prompt_lengths(self, prompts):
+        return [len(self.encoder.prompt_ids(prompt)) for prompt in prompts]
+
     def encode(self, prompts, responses):
         return self._placed(self.encoder.encode(prompts, responses))
 
@@ -50,8 +53,16 @@ class FullPolicy:
         return self._placed(self.encoder.texts(texts))
 
     def rollout(self, prompts, rng, *, samples=1, greedy=False, response_length, temperature):
-        return rollout(self.module, self.encoder, prompts, rng, samples=samples, greedy=greedy,
-                       response_length=response_length, temperature=temperature)
+        return rollout(
+            self.module,
+            self.encoder,
+            prompts,
+            rng,
+            samples=samples,
+            greedy=greedy,
+            response_length=response_length,
+            temperature=temperature,
+        )
 
     def forward(self, rollout, *, temperature, entropy=False):
         return output(self.module, rollout, temperature, entropy)

@@ -9,9 +9,9 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
-from rlhf_lab_plugins.data.micro_grammar import EOS, grammatical_bigrams
 
 from rlhf_lab.contracts import Component, Rollout, Scores, hookimpl, param
+from rlhf_lab_plugins.data.micro_grammar import EOS, grammatical_bigrams
 
 if TYPE_CHECKING:
     from rlhf_lab.context import StageContext

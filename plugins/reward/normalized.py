@@ -27,7 +27,9 @@ class Normalized(Component):
         scores_B = checked(self.source.name, source(reference), reference).scores_B
         mean, deviation = scores_B.mean(), scores_B.std()
         if not deviation > 0:
-            raise RewardError(f"reward {self.source.name!r} gives every sample of stage {self.reference!r} the same score; nothing to normalise by")
+            raise RewardError(
+                f"reward {self.source.name!r} gives every sample of stage {self.reference!r} the same score, so it has no scale"
+            )
 
         def score(rollout):
             scores = source(rollout)
@@ -42,8 +44,14 @@ class Normalized(Component):
         chosen = shuffled_batches(len(prompts), self.samples, 0, 0, "normalization.prompts")
         model, encoder = load_causal_lm(folder).to(ctx.device), load_encoder(folder, ctx.template)
         with ctx.accelerator.autocast():
-            return rollout(model, encoder, [prompts[i] for i in chosen], stream(0, "normalization"),
-                           response_length=self.response_length, temperature=self.temperature)
+            return rollout(
+                model,
+                encoder,
+                [prompts[i] for i in chosen],
+                stream(0, "normalization"),
+                response_length=self.response_length,
+                temperature=self.temperature,
+            )
 
 
 @hookimpl

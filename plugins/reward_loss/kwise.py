@@ -45,8 +45,12 @@ class Pairwise(Component):
     kind, name = "reward_loss", "pairwise"
 
     def examples(self, rankings):
-        return [Ranking(r.prompt, (r.completions[i], r.completions[j]), (r.ratings[i], r.ratings[j]))
-                for r in rankings for i, j in itertools.combinations(range(len(r.completions)), 2) if r.ratings[i] != r.ratings[j]]
+        return [
+            Ranking(r.prompt, (r.completions[i], r.completions[j]), (r.ratings[i], r.ratings[j]))
+            for r in rankings
+            for i, j in itertools.combinations(range(len(r.completions)), 2)
+            if r.ratings[i] != r.ratings[j]
+        ]
 
     def losses(self, scores_BK, ratings_BK, mask_BK):
         return pairwise_losses(scores_BK, ratings_BK, mask_BK)

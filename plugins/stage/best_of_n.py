@@ -38,16 +38,31 @@ class BestOfN(Component):
         rows = []
         for number, prompt in enumerate(prompts := ctx.data.prompts("validation")[: self.prompts]):
             with ctx.accelerator.autocast():
-                sampled = rollout(model, encoder, [prompt], ctx.rng("best_of_n", number), samples=self.samples,
-                                  response_length=self.response_length, temperature=self.temperature)
+                sampled = rollout(
+                    model,
+                    encoder,
+                    [prompt],
+                    ctx.rng("best_of_n", number),
+                    samples=self.samples,
+                    response_length=self.response_length,
+                    temperature=self.temperature,
+                )
                 proxy_N = checked(self.reward.name, reward(sampled), sampled).scores_B.cpu().numpy()
                 gold_N = checked(self.gold.name, gold(sampled), sampled).scores_B.cpu().numpy() if gold else proxy_N * math.nan
             rows.append([(best_of_n(proxy_N, proxy_N, n), best_of_n(proxy_N, gold_N, n)) for n in self.sizes])
             ctx.report(number + 1, len(prompts), "")
         for n, values in zip(self.sizes, np.array(rows).transpose(1, 2, 0), strict=True):
             errors = values.std(1, ddof=1) / math.sqrt(len(rows)) if len(rows) > 1 else [math.nan, math.nan]
-            ctx.log(0, "validation", n=n, kl=best_of_n_kl(n), reward_proxy=values[0].mean(), reward_gold=values[1].mean(),
-                    reward_proxy_se=errors[0], reward_gold_se=errors[1])
+            ctx.log(
+                0,
+                "validation",
+                n=n,
+                kl=best_of_n_kl(n),
+                reward_proxy=values[0].mean(),
+                reward_gold=values[1].mean(),
+                reward_proxy_se=errors[0],
+                reward_gold_se=errors[1],
+            )
 
     @property
     def sizes(self):

@@ -3,8 +3,6 @@
 import json
 from typing import Literal
 
-import torch
-
 from rlhf_lab.contracts import Component, Ranking, StageRef, hookimpl, param, slot
 from rlhf_lab.errors import DataError
 from rlhf_lab.lm.files import load_causal_lm, load_encoder
@@ -37,9 +35,13 @@ class Comparisons(Component):
         model = load_causal_lm(ctx.input(self.policy)).to(ctx.device)
         encoder, labeler = load_encoder(ctx.input(self.policy), ctx.template), self.labeler.open(ctx)
         for split, n in (("train", self.prompts), ("validation", self.validation_prompts)):
-            rankings = [ranking for part in self.batches(ctx, split, n) for ranking in self.rank(ctx, model, encoder, labeler, *part)]
+            rankings = [
+                ranking for part in self.batches(ctx, split, n) for ranking in self.rank(ctx, model, encoder, labeler, *part)
+            ]
             if n and not rankings:
-                raise DataError(f"stage {ctx.stage}: the labeler {self.labeler.name!r} finds all responses alike; there is nothing to compare")
+                raise DataError(
+                    f"stage {ctx.stage}: the labeler {self.labeler.name!r} finds all responses alike"
+                )
             write_rankings(ctx.folder / f"rankings.{split}.jsonl", rankings)
             ctx.log(0, split, rankings=len(rankings))
 
@@ -49,19 +51,26 @@ class Comparisons(Component):
         order = shuffled_batches(len(prompts), n, 0, ctx.seed, f"comparisons.{split}") if n else []
         for first in range(0, n, per_batch):
             ctx.report(first, n, split)
-            yield (int(split == "validation"), first), [prompts[i] for i in order[first:first + per_batch]]
+            yield (int(split == "validation"), first), [prompts[i] for i in order[first : first + per_batch]]
 
     def rank(self, ctx, model, encoder, labeler, counters, prompts):
         with ctx.accelerator.autocast():
-            sampled = rollout(model, encoder, prompts, ctx.rng("comparisons", *counters), samples=self.completions,
-                              response_length=self.response_length, temperature=self.temperature)
+            sampled = rollout(
+                model,
+                encoder,
+                prompts,
+                ctx.rng("comparisons", *counters),
+                samples=self.completions,
+                response_length=self.response_length,
+                temperature=self.temperature,
+            )
         scores_BK = checked(self.labeler.name, labeler(sampled), sampled).scores_B.view(-1, self.completions)
         noise = ctx.rng("label_noise", *counters)
         for b, scores_K in enumerate(scores_BK):
             ratings = swapped(scores_K.tolist(), noise) if noise.random() < self.flip else scores_K.tolist()
             if len(set(ratings)) > 1:
                 first = b * self.completions
-                yield Ranking(prompts[b], sampled.responses[first:first + self.completions], tuple(ratings))
+                yield Ranking(prompts[b], sampled.responses[first : first + self.completions], tuple(ratings))
 
 
 def swapped(ratings, rng):

@@ -33,8 +33,10 @@ class RewardModel(SupervisedParameters):
     loss: slot("reward_loss") = param("kwise", "what is minimised")
     pooling: Pooling = param("last", "where the score is read: at the last response token, or mean or sum over the response")
     normalize: Literal["none", "demonstrations", "policy_samples"] = param(
-        "policy_samples", "bias so that demonstrations score 0 on average (Ouyang et al. 2022, C.2), or gain and bias so "
-        "that samples of `init` have mean 0 and standard deviation 1 (Ziegler et al. 2019)")
+        "policy_samples",
+        "bias so that demonstrations score 0 on average (Ouyang et al. 2022, C.2), or gain and bias so "
+        "that samples of `init` have mean 0 and standard deviation 1 (Ziegler et al. 2019)",
+    )
     normalize_examples: int = param(256, "demonstrations or samples used for that", ge=2)
     sample_length: int = param(28, "longest response sampled for that", ge=1, unit="tokens")
     sample_temperature: float = param(1.0, "temperature of those samples", gt=0)
@@ -78,7 +80,7 @@ class RewardModel(SupervisedParameters):
         """Adds the gradient of the mean loss over the prompts of a batch; returns that mean."""
         total = 0.0
         for first in range(0, len(batch), self.microbatch_size or len(batch)):
-            part = batch[first:first + (self.microbatch_size or len(batch))]
+            part = batch[first : first + (self.microbatch_size or len(batch))]
             with ctx.accelerator.autocast():
                 scores_BK, ratings_BK, mask_BK = score_rankings(ctx, model, encoder, part)
             loss = self.loss.losses(scores_BK, ratings_BK, mask_BK).sum() / len(batch)
@@ -92,7 +94,7 @@ class RewardModel(SupervisedParameters):
         size = self.microbatch_size or self.batch_size
         for first in range(0, len(rankings), size):
             with ctx.accelerator.autocast():
-                parts.append(score_rankings(ctx, model, encoder, rankings[first:first + size]))
+                parts.append(score_rankings(ctx, model, encoder, rankings[first : first + size]))
         losses_B = torch.cat([self.loss.losses(*part) for part in parts])
         pairs = [pair for part in parts for pair in compared(*part)]
         row = {"loss": losses_B.mean().item(), "accuracy": accuracy(pairs, 0.0), "pairs": len(pairs)}
@@ -112,15 +114,23 @@ class RewardModel(SupervisedParameters):
             model.gain = 1 / raw_B.std().item()
             model.bias = -raw_B.mean().item() * model.gain
         if not (math.isfinite(model.gain) and math.isfinite(model.bias)):
-            raise DataError(f"stage {ctx.stage}: the reward model scores all of its reference samples alike and cannot be normalised")
+            raise DataError(
+                f"stage {ctx.stage}: the reward model scores all of its reference samples alike and cannot be normalised"
+            )
         ctx.log(self.epochs, "normalization", gain=model.gain, bias=model.bias)
 
     def samples(self, ctx, encoder):
         policy, prompts = load_causal_lm(ctx.input(self.init)).to(ctx.device), ctx.data.prompts("train")
         chosen = shuffled_batches(len(prompts), self.normalize_examples, 0, ctx.seed, "normalization.prompts")
         with ctx.accelerator.autocast():
-            return rollout(policy, encoder, [prompts[i] for i in chosen], ctx.rng("normalization"),
-                           response_length=self.sample_length, temperature=self.sample_temperature)
+            return rollout(
+                policy,
+                encoder,
+                [prompts[i] for i in chosen],
+                ctx.rng("normalization"),
+                response_length=self.sample_length,
+                temperature=self.sample_temperature,
+            )
 
 
 def read_rankings(folder, split):
@@ -143,8 +153,9 @@ def score_rankings(ctx, model, encoder, rankings):
 
 def raw_scores(ctx, model, batch, size):
     with ctx.accelerator.autocast():
-        return torch.cat([model.raw_scores(trim(batch.rows(rows)).to(ctx.device)).float()
-                          for rows in torch.arange(len(batch)).split(size)])
+        return torch.cat(
+            [model.raw_scores(trim(batch.rows(rows)).to(ctx.device)).float() for rows in torch.arange(len(batch)).split(size)]
+        )
 
 
 def compared(scores_BK, ratings_BK, mask_BK):

@@ -25,8 +25,13 @@ class SFT(SupervisedParameters):
     kind, name = "stage", "sft"
     init: StageRef | None = param(None, "a stage to start from; default: the base model")
     examples: int | None = param(None, "use the first so many demonstrations; default: all", ge=1)
-    pretraining_fraction: float = param(0.0, "pretraining texts added to each batch, as a share of it", ge=0, lt=1,
-                                        source="Ouyang et al. 2022, C.3: 0.1 for the model that PPO starts from")
+    pretraining_fraction: float = param(
+        0.0,
+        "pretraining texts added to each batch, as a share of it",
+        ge=0,
+        lt=1,
+        source="Ouyang et al. 2022, C.3: 0.1 for the model that PPO starts from",
+    )
     validation_examples: int = param(256, "demonstrations that are validated on, at most", ge=1)
     log_samples: int = param(8, "responses before and after, for the samples table", ge=0)
     sample_length: int = param(28, "longest response that is sampled for the table", ge=1, unit="tokens")
@@ -93,7 +98,7 @@ def mean_loss(ctx, model, encoder, demonstrations, batch_size):
     """Nats per response token over all demonstrations; NaN without any."""
     total = n_tokens = 0.0
     for first in range(0, len(demonstrations), batch_size):
-        batch = encode(encoder, demonstrations[first:first + batch_size]).to(ctx.device)
+        batch = encode(encoder, demonstrations[first : first + batch_size]).to(ctx.device)
         with ctx.accelerator.autocast():
             total -= response_logprobs(model, batch).sum().item()
         n_tokens += int(batch.mask_BT.sum())
@@ -104,8 +109,14 @@ def log_samples(cfg, ctx, model, encoder, step):
     if cfg.log_samples:
         prompts = ctx.data.prompts("validation")[: cfg.log_samples]
         with ctx.accelerator.autocast():
-            sampled = rollout(model, encoder, prompts, ctx.rng("evaluation"), response_length=cfg.sample_length,
-                              temperature=cfg.sample_temperature)
+            sampled = rollout(
+                model,
+                encoder,
+                prompts,
+                ctx.rng("evaluation"),
+                response_length=cfg.sample_length,
+                temperature=cfg.sample_temperature,
+            )
         unscored_B = torch.full((len(sampled),), math.nan)
         ctx.log_samples(step, sample_rows(sampled, unscored_B, unscored_B, cfg.log_samples))
 

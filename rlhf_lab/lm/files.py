@@ -15,8 +15,9 @@ from rlhf_lab.lm.tokens import Encoder
 def _pretrained(loader: Any, folder: Path) -> Any:
     """Loads strictly: a checkpoint of another architecture is an error, not a half-random model."""
     try:
-        model, info = loader.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, local_files_only=True,
-                                             output_loading_info=True)
+        model, info = loader.from_pretrained(
+            folder, dtype=torch.float32, use_safetensors=True, local_files_only=True, output_loading_info=True
+        )
     except (OSError, ValueError, RuntimeError) as error:
         raise ModelError(f"{folder} holds no model that can be loaded: {' '.join(str(error).split())}") from None
     unfit = {key: sorted(map(str, info[key])) for key in ("missing_keys", "mismatched_keys") if info.get(key)}

@@ -17,16 +17,23 @@ def position_ids(mask_NL: Tensor) -> Tensor:
 
 def sequence(rollout: Rollout) -> tuple[Tensor, Tensor]:
     """ids and mask of prompt and response together, shape (B, P+T)."""
-    return (torch.cat([rollout.prompt_ids_BP, rollout.response_ids_BT], 1),
-            torch.cat([rollout.prompt_mask_BP, rollout.mask_BT], 1))
+    return (
+        torch.cat([rollout.prompt_ids_BP, rollout.response_ids_BT], 1),
+        torch.cat([rollout.prompt_mask_BP, rollout.mask_BT], 1),
+    )
 
 
 def response_logits(model: Any, rollout: Rollout) -> Tensor:
     """logits_BTV in fp32: those for response token t stand at the position before it."""
     ids_BL, mask_BL = sequence(rollout)
     n_response = rollout.response_ids_BT.shape[1]
-    output = model(input_ids=ids_BL, attention_mask=mask_BL.long(), position_ids=position_ids(mask_BL), use_cache=False,
-                   logits_to_keep=n_response + 1)
+    output = model(
+        input_ids=ids_BL,
+        attention_mask=mask_BL.long(),
+        position_ids=position_ids(mask_BL),
+        use_cache=False,
+        logits_to_keep=n_response + 1,
+    )
     return output.logits[:, :-1].float()
 
 

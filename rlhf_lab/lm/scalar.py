@@ -37,7 +37,9 @@ class ScalarModel(nn.Module):
     def hidden(self, rollout: Rollout) -> Tensor:
         """Hidden states of prompt and response, shape (B, P+T, d)."""
         ids_BL, mask_BL = sequence(rollout)
-        output = self.backbone(input_ids=ids_BL, attention_mask=mask_BL.long(), position_ids=position_ids(mask_BL), use_cache=False)
+        output = self.backbone(
+            input_ids=ids_BL, attention_mask=mask_BL.long(), position_ids=position_ids(mask_BL), use_cache=False
+        )
         return output.last_hidden_state
 
     def read(self, hidden: Tensor) -> Tensor:
@@ -47,7 +49,7 @@ class ScalarModel(nn.Module):
 
     def raw_scores(self, rollout: Rollout) -> Tensor:
         """scores_B before normalisation: read at the last response token, or the mean or sum over the response tokens."""
-        per_token_BT = self.read(self.hidden(rollout)[:, rollout.prompt_ids_BP.shape[1]:])
+        per_token_BT = self.read(self.hidden(rollout)[:, rollout.prompt_ids_BP.shape[1] :])
         length_B = rollout.mask_BT.sum(1)
         if self.pooling == "last":
             return per_token_BT.gather(1, (length_B - 1).clamp(min=0)[:, None]).squeeze(1)

@@ -71,8 +71,10 @@ class Encoder:
         rows = [self.prompt_ids(prompt) for prompt in prompts]
         for prompt, row in zip(prompts, rows, strict=True):
             if len(row) + room > self.context:
-                raise DataError(f"a prompt of {len(row)} tokens and a response of {room} exceed the model's context of "
-                                f"{self.context} tokens; shorten the response or drop the prompt that begins {prompt[:60]!r}")
+                raise DataError(
+                    f"a prompt of {len(row)} tokens and a response of {room} exceed the model's context of "
+                    f"{self.context} tokens; shorten the response or drop the prompt that begins {prompt[:60]!r}"
+                )
         return pad(rows, self.pad, left=True)
 
     def encode(self, prompts: Sequence[str], responses: Sequence[str]) -> Rollout:
@@ -81,8 +83,16 @@ class Encoder:
         prompt_ids_BP, prompt_mask_BP = self.prompts(prompts, max(len(row) for row in response_rows))
         response_ids_BT, mask_BT = pad(response_rows, self.pad)
         n = len(response_rows)
-        return Rollout(tuple(prompts), tuple(responses), prompt_ids_BP, prompt_mask_BP, response_ids_BT, mask_BT,
-                       ended_B=torch.ones(n, dtype=torch.bool), group_B=torch.arange(n))
+        return Rollout(
+            tuple(prompts),
+            tuple(responses),
+            prompt_ids_BP,
+            prompt_mask_BP,
+            response_ids_BT,
+            mask_BT,
+            ended_B=torch.ones(n, dtype=torch.bool),
+            group_B=torch.arange(n),
+        )
 
     def texts(self, texts: Sequence[str]) -> Rollout:
         """Whole texts as rollouts: the first token (BOS, if the tokenizer adds one) is the prompt, the rest the response."""
@@ -91,21 +101,40 @@ class Encoder:
         prompt_ids_BP, prompt_mask_BP = pad([row[:1] for row in rows], self.pad, left=True)
         response_ids_BT, mask_BT = pad([row[1:] for row in rows], self.pad)
         n = len(rows)
-        return Rollout(("",) * n, tuple(texts), prompt_ids_BP, prompt_mask_BP, response_ids_BT, mask_BT,
-                       ended_B=torch.ones(n, dtype=torch.bool), group_B=torch.arange(n))
+        return Rollout(
+            ("",) * n,
+            tuple(texts),
+            prompt_ids_BP,
+            prompt_mask_BP,
+            response_ids_BT,
+            mask_BT,
+            ended_B=torch.ones(n, dtype=torch.bool),
+            group_B=torch.arange(n),
+        )
 
 
 def trim(rollout: Rollout) -> Rollout:
     """The same sequences without columns that are padding for all of them."""
     start = rollout.prompt_ids_BP.shape[1] - int(rollout.prompt_mask_BP.sum(1).max())
     stop = max(1, int(rollout.mask_BT.sum(1).max()))
-    return Rollout(rollout.prompts, rollout.responses, rollout.prompt_ids_BP[:, start:], rollout.prompt_mask_BP[:, start:],
-                   rollout.response_ids_BT[:, :stop], rollout.mask_BT[:, :stop], rollout.ended_B, rollout.group_B,
-                   None if rollout.logprobs_BT is None else rollout.logprobs_BT[:, :stop])
+    return Rollout(
+        rollout.prompts,
+        rollout.responses,
+        rollout.prompt_ids_BP[:, start:],
+        rollout.prompt_mask_BP[:, start:],
+        rollout.response_ids_BT[:, :stop],
+        rollout.mask_BT[:, :stop],
+        rollout.ended_B,
+        rollout.group_B,
+        None if rollout.logprobs_BT is None else rollout.logprobs_BT[:, :stop],
+    )
 
 
 def in_microbatches(function: Callable[[Rollout], Sequence[Tensor]], rollout: Rollout, size: int | None) -> list[Tensor]:
     """`function(part) -> tensors (b, t)` over parts of at most `size` sequences, each trimmed; put together as (B, T)."""
     width = rollout.mask_BT.shape[1]
     parts = [function(trim(rollout.rows(index))) for index in torch.arange(len(rollout)).split(size or len(rollout))]
-    return [torch.cat([torch.nn.functional.pad(x_bt, (0, width - x_bt.shape[1])) for x_bt in column]) for column in zip(*parts, strict=True)]
+    return [
+        torch.cat([torch.nn.functional.pad(x_bt, (0, width - x_bt.shape[1])) for x_bt in column])
+        for column in zip(*parts, strict=True)
+    ]

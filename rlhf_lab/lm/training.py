@@ -27,7 +27,9 @@ class SupervisedParameters(Component):
     microbatch_size: int | None = param(None, "examples per forward pass; changes memory, not numbers", ge=1)
     learning_rate: float = param(1e-3, "at the top of the schedule", gt=0, allow_inf_nan=False)
     schedule: Schedule = param("cosine", "of the learning rate over all epochs")
-    floor: float = param(0.1, "the schedule ends at this share of the learning rate", ge=0, le=1, source="Ouyang et al. 2022, C.1")
+    floor: float = param(
+        0.1, "the schedule ends at this share of the learning rate", ge=0, le=1, source="Ouyang et al. 2022, C.1"
+    )
     warmup_steps: int = param(0, "optimiser steps of linear warm-up from 0", ge=0)
     adam_betas: tuple[float, float] = param((0.9, 0.95), "Adam β1, β2", source="Ouyang et al. 2022, C")
     adam_eps: float = param(1e-8, "Adam ε", gt=0)
@@ -51,13 +53,21 @@ def prepared(cfg: SupervisedParameters, ctx: StageContext, model: Any) -> Any:
     return model
 
 
-def fit(cfg: SupervisedParameters, ctx: StageContext, module: nn.Module, n_examples: int,
-        gradient: Callable[[int, np.ndarray], Mapping[str, float]], after_epoch: Callable[[int, int], None]) -> None:
-    """Adam on all examples, `cfg.epochs` times. `gradient(step, index)` accumulates the gradient of a batch and returns metrics;
-    `after_epoch(epoch, step)` validates. The last batch of an epoch may be smaller.
+def fit(
+    cfg: SupervisedParameters,
+    ctx: StageContext,
+    module: nn.Module,
+    n_examples: int,
+    gradient: Callable[[int, np.ndarray], Mapping[str, float]],
+    after_epoch: Callable[[int, int], None],
+) -> None:
+    """Adam on all examples, `cfg.epochs` times. `gradient(step, index)` accumulates the gradient of a batch and returns
+    metrics; `after_epoch(epoch, step)` validates. The last batch of an epoch may be smaller.
     """
     parameters = [p for p in module.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=cfg.learning_rate, betas=cfg.adam_betas, eps=cfg.adam_eps, weight_decay=cfg.weight_decay)
+    optimizer = torch.optim.AdamW(
+        parameters, lr=cfg.learning_rate, betas=cfg.adam_betas, eps=cfg.adam_eps, weight_decay=cfg.weight_decay
+    )
     for group in optimizer.param_groups:
         group["initial_lr"] = cfg.learning_rate
     per_epoch = math.ceil(n_examples / cfg.batch_size)
@@ -69,7 +79,7 @@ def fit(cfg: SupervisedParameters, ctx: StageContext, module: nn.Module, n_examp
             set_rates(optimizer, rate(step, total, cfg.schedule, warmup=cfg.warmup_steps, floor=cfg.floor))
             optimizer.zero_grad(set_to_none=True)
             with dropout_on(cfg, ctx, module, step):
-                metrics = dict(gradient(step, order[batch * cfg.batch_size:(batch + 1) * cfg.batch_size]))
+                metrics = dict(gradient(step, order[batch * cfg.batch_size : (batch + 1) * cfg.batch_size]))
             norm = nn.utils.clip_grad_norm_(parameters, cfg.max_grad_norm or math.inf)
             if not math.isfinite(metrics["loss"]):
                 raise NumericsError(f"stage {ctx.stage}: the loss is {metrics['loss']} at step {step}; lower the learning rate")

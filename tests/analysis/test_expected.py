@@ -5,17 +5,23 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from rlhf_lab_analysis.expected import check, check_expected
 
 from rlhf_lab.errors import SpecError
+from rlhf_lab_analysis.expected import check, check_expected
 
 FINAL_KL = {"statistic": "final", "column": "kl"}
 
 
+def tables(frame):
+    return {"steps": frame, "runs": frame[["run_id", "arm", "seed"]].drop_duplicates().assign(status="done", seconds=1.0)}
+
+
 def one(frame, **options):
     bounds = {key: options.pop(key) for key in ("min", "max") if key in options}
-    (check,) = check_expected(frame, {"checks": [{"name": "it", "what": {"column": "reward_gold", **options}, **bounds}]})
-    return check
+    expectation = {"name": "it", "what": {"column": "reward_gold", **options}, **bounds}
+    done, result = check_expected(tables(frame), {"checks": [expectation]})
+    assert done.ok
+    return result
 
 
 @pytest.mark.parametrize("statistic, value", [
@@ -26,7 +32,7 @@ def test_each_statistic_passes_and_fails_by_hand(arms, statistic, value):
     lower = arms.assign(reward_gold=arms["reward_gold"] - (arms["step"] == 20) * 1.0)  # gae: mean curve 0, 1, 0.2
     where = {"arm": "gae"}
     good = one(lower, statistic=statistic, where=where, min=value - 0.01, max=value + 0.01)
-    assert good.ok and good.value == pytest.approx(value) and good.text.startswith("ok") and "n = 3" in good.text
+    assert good.ok and good.value == pytest.approx(value) and "n = 3" in good.text
     assert not one(lower, statistic=statistic, where=where, min=value + 0.01).ok
     assert not one(lower, statistic=statistic, where=where, max=value - 0.01).ok
 
@@ -41,8 +47,8 @@ def test_order_along_an_axis(sweep):
 
 
 def test_difference_of_two_selections(arms):
-    check = one(arms, statistic="final", where={"arm": "rloo"}, minus={"arm": "gae"}, min=0)
-    assert check.ok and check.value == pytest.approx(0.2 / 3)
+    result = one(arms, statistic="final", where={"arm": "rloo"}, minus={"arm": "gae"}, min=0)
+    assert result.ok and result.value == pytest.approx(0.2 / 3)
 
 
 def test_numbers_match_up_to_rounding_and_other_stages_can_be_asked(arms):
@@ -59,13 +65,28 @@ def test_numbers_match_up_to_rounding_and_other_stages_can_be_asked(arms):
     ({"stage": "sft"}, "no steps of split 'validation' of stage 'sft'"),
 ])
 def test_what_cannot_be_evaluated_fails_and_says_why(arms, options, said):
-    check = one(arms, statistic="final", min=-100, **options)
-    assert not check.ok and said in check.text
+    result = one(arms, statistic="final", min=-100, **options)
+    assert not result.ok and said in result.text
 
 
 def test_nan_never_passes(arms):
     gone = arms.assign(reward_gold=np.nan)
-    assert not one(gone, statistic="final", min=-100).ok and not one(gone, statistic="final", max=100).ok
+    for result in (one(gone, statistic="final", min=-100), one(gone, statistic="final", max=100)):
+        assert not result.ok and result.value is None
+
+
+def test_a_run_that_failed_fails_the_experiment(arms):
+    frames = tables(arms)
+    frames["runs"].iloc[2, frames["runs"].columns.get_loc("status")] = "failed"
+    first, second = check_expected(frames, {"checks": [{"name": "kl", "max": 3.5, "what": FINAL_KL}]})
+    assert not first.ok and first.text == "runs: 5 of 6 are done" and second.ok
+
+
+def test_checks_are_json(without_gold):
+    order = {"name": "x", "what": {**FINAL_KL, "decreasing_in": "rl.kl.beta"}}
+    gone = {"name": "y", "min": 0, "what": {"statistic": "final", "column": "reward_gold"}}
+    checks = check_expected(tables(without_gold), {"checks": [order, gone]})
+    assert [name for name, *_ in json.loads(json.dumps(checks, allow_nan=False))] == ["runs", "x", "y"]
 
 
 @pytest.mark.parametrize("expected, said", [
@@ -78,16 +99,16 @@ def test_nan_never_passes(arms):
 ])
 def test_a_wrong_file_is_an_error_that_names_the_place(arms, expected, said):
     with pytest.raises(SpecError) as error:
-        check_expected(arms, json.loads(json.dumps(expected)))
+        check_expected(tables(arms), expected)
     assert said in str(error.value)
 
 
 def test_a_file_is_read_and_a_broken_one_is_named(arms, tmp_path):
-    arms.to_parquet(tmp_path / "steps.parquet")
-    arms[["run_id", "arm", "seed"]].drop_duplicates().assign(status="done", seconds=1.0).to_parquet(tmp_path / "runs.parquet")
+    for name, table in tables(arms).items():
+        table.to_parquet(tmp_path / f"{name}.parquet")
     expected = tmp_path / "expected.json"
     expected.write_text('{"checks": [{"name": "kl", "max": 3.5, "what": {"statistic": "final", "column": "kl"}}]}')
-    assert [(c.ok, c.value) for c in check(tmp_path, expected)] == [(True, pytest.approx(3.0))]
+    assert [(c.ok, c.value) for c in check(tmp_path, expected)] == [(True, 6), (True, pytest.approx(3.0))]
     expected.write_text('{"checks": [')
     with pytest.raises(SpecError, match=r"expected\.json cannot be read as JSON"):
         check(tmp_path, expected)

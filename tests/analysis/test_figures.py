@@ -9,13 +9,13 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 from matplotlib.image import imread
+
+from rlhf_lab.errors import DataError
 from rlhf_lab_analysis import curves as curves_module
 from rlhf_lab_analysis import reward_vs_kl as frontier_module
 from rlhf_lab_analysis import style
 from rlhf_lab_analysis.curves import curves
 from rlhf_lab_analysis.reward_vs_kl import reward_vs_kl
-
-from rlhf_lab.errors import DataError
 
 ANALYSIS = Path(frontier_module.__file__).parent
 

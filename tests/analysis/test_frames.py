@@ -1,8 +1,8 @@
 import pandas as pd
 import pytest
-from rlhf_lab_analysis.frames import axes, best_of_n_curve, best_of_n_curves, grouping, groups, label, select, short_names
 
 from rlhf_lab.errors import DataError
+from rlhf_lab_analysis.frames import axes, best_of_n_curve, best_of_n_curves, grouping, groups, label, select, short_names
 
 
 def test_axes_are_dotted_and_constant_within_a_run(sweep):

@@ -3,10 +3,10 @@
 import numpy as np
 import pandas as pd
 import pytest
-from rlhf_lab_analysis.report import fits, markdown, paired, plus_minus, summary, text
 from scipy import stats
 
 from rlhf_lab.errors import DataError
+from rlhf_lab_analysis.report import fits, markdown, paired, plus_minus, summary, text
 
 
 def test_summary_by_hand(arms):

@@ -3,6 +3,8 @@
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import optimize, stats
+
 from rlhf_lab_analysis.seed_statistics import (
     bootstrap_interval,
     fit_gao,
@@ -12,7 +14,6 @@ from rlhf_lab_analysis.seed_statistics import (
     reward_best_of_n,
     reward_rl,
 )
-from scipy import optimize, stats
 
 
 @pytest.mark.parametrize("confidence", [0.9, 0.95])

@@ -482,7 +482,8 @@ def test_apply_override(text, path, value):
     before = deepcopy(CONFIG)
     after = changed(text)
     assert get_path(after, path) == value
-    assert CONFIG == before
+    unchanged = before == CONFIG
+    assert unchanged
     assert not containers(after) & containers(CONFIG)
     # nothing else has changed
     assert set_path(after, path, 0) == set_path(before, path, 0)
@@ -513,5 +514,5 @@ def test_overrides_that_do_not_apply(text, says):
 def test_an_override_is_a_delta_of_one_path(path, value):
     base = {"a": {"b": {"name": "fixed", "c": 1}}, "b": "fixed"}
     override = Override("set", tuple(path), (value,))
-    delta = expand_dotted({".".join(path): deepcopy(value)})
-    assert merge(base, delta) == apply_override(base, override)
+    by_delta = merge(base, expand_dotted({".".join(path): deepcopy(value)}))
+    assert apply_override(base, override) == by_delta

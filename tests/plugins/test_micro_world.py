@@ -8,10 +8,10 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from rlhf_lab_plugins.data import micro_grammar as grammar
-from rlhf_lab_plugins.data.micro import Micro
 
 from rlhf_lab.errors import DataError
+from rlhf_lab_plugins.data import micro_grammar as grammar
+from rlhf_lab_plugins.data.micro import Micro
 
 
 @pytest.fixture(scope="module")
@@ -45,9 +45,9 @@ def test_splits_share_no_prompt_and_no_text(world):
 
 
 def test_the_world_is_built_fast_and_always_the_same(world):
-    started = time.perf_counter()
+    started = time.process_time()
     again = Micro().open(None)
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 2
     assert again == world
     assert Micro(seed=1).open(None).demonstrations("train") != world.demonstrations("train")
 

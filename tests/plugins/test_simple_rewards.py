@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+
 from rlhf_lab_plugins.reward.grammar_gold import GrammarGold
 from rlhf_lab_plugins.reward.length import Length
 from rlhf_lab_plugins.reward.vader import Vader

