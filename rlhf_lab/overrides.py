@@ -328,7 +328,7 @@ def format_value(value: Any) -> str:
 
 
 def format_text(text: str) -> str:
-    if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_./-]*", text) and parse_value(text) == text and text != "<<":
+    if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_./-]*", text) and parse_value(text) == text:
         return text
     escaped = json.dumps(text, ensure_ascii=False)
     return re.sub(r"[^\x20-\x7e\xa1-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]|[\u2028\u2029]", escape, escaped)

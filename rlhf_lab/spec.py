@@ -120,7 +120,7 @@ def load_sweep(path: Path, overrides: Sequence[Override], registry: Registry) ->
 
 
 def with_overrides(data: Mapping[str, Any], overrides: Sequence[Override]) -> tuple[dict[str, Any], dict[tuple, str]]:
-    """The file's data with the overrides applied, and the origin of each value that came from one.
+    """The file's data with the overrides applied, and by place in it the origin of each value that came from one.
 
     A key that is none of the file's own (`seeds`, `experiment`, …) is meant inside `base`. One value replaces what the
     file says, also an axis of that name; several values make an axis.
@@ -128,27 +128,31 @@ def with_overrides(data: Mapping[str, Any], overrides: Sequence[Override]) -> tu
     data = {**data, "base": expand_dotted(data.get("base") or {}), "axes": dict(data.get("axes") or {})}
     origins: dict[tuple, str] = {}
     for override in overrides:
-        own = override.path[0] in SweepFile.model_fields
-        if own and len(override.values) > 1:
-            data = {**data, override.path[0]: list(override.values)}
-        elif own or len(override.values) < 2:
-            data["axes"].pop(override.key, None)
-            located = override if own else replace(override, path=("base", *override.path))
-            if own and isinstance(data.get(override.key), list) and not isinstance(override.values[0], list):
-                located = replace(override, values=([override.values[0]],))
-            data = apply_override(data, located)
-            origins[() if own else override.path] = override.origin
-        else:
+        if override.path[0] in SweepFile.model_fields:
+            data = apply_override(data, _as_list(override, data.get(override.path[0])))
+            origins[(override.path[0],)] = override.origin
+        elif len(override.values) > 1:
             data["axes"][override.key] = list(override.values)
-            origins[override.path] = override.origin
+            origins["axes", override.key] = override.origin
+        else:
+            data["axes"].pop(override.key, None)
+            data = apply_override(data, replace(override, path=("base", *override.path)))
+            origins["base", *locate(data["base"], override.path)] = override.origin
     return data, origins
+
+
+def _as_list(override: Override, old: Any) -> Override:
+    """`seeds=0,1` and `seeds=0` both give the list that the file has there."""
+    single = len(override.values) == 1 and (isinstance(override.values[0], list) or not isinstance(old, list))
+    return override if single or not override.values else replace(override, values=(list(override.values),))
 
 
 def _validated_file(data: Mapping[str, Any], source: _Source) -> SweepFile:
     try:
         return SweepFile.model_validate(data)
     except ValidationError as error:
-        raise spec_error(source.document, (), error, fields_at=lambda loc: list(SweepFile.model_fields)) from None
+        known = list(SweepFile.model_fields)
+        raise spec_error(source.document, (), error, fields_at=lambda loc: known, origins=source.overridden) from None
 
 
 def _points(file: SweepFile, source: _Source) -> Iterator[Point]:
@@ -203,9 +207,8 @@ def _validated_point(raw: dict[str, Any], arm: str, axes: Mapping[str, Any], sou
     try:
         return validate_run(raw, source.registry)
     except ValidationError as error:
-        origins = {locate(raw, axis): _place_of_axis(axis, value, source) for axis, value in axes.items()} | dict(
-            source.overridden
-        )
+        origins = {loc[1:]: origin for loc, origin in source.overridden.items() if loc[0] == "base" and len(loc) > 1}
+        origins |= {locate(raw, axis): _place_of_axis(axis, value, source) for axis, value in axes.items()}
         raise spec_error(
             source.document,
             ("base",),
@@ -217,6 +220,8 @@ def _validated_point(raw: dict[str, Any], arm: str, axes: Mapping[str, Any], sou
 
 
 def _place_of_axis(axis: str, value: Any, source: _Source) -> str:
+    if ("axes", axis) in source.overridden:
+        return source.overridden["axes", axis]
     values = (source.document.data.get("axes") or {}).get(axis, [])
     return source.document.where(("axes", axis, values.index(value)) if value in values else ("axes", axis))
 

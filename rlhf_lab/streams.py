@@ -3,6 +3,7 @@
 The rule, which anybody can reproduce without this package: the generator of stream `name` with counters c1, c2, … in a
 run of seed s is numpy's PCG64 seeded by SeedSequence([s, crc32(name), c1, c2, …]). So arms that share a seed share
 their prompts and their sampling noise, whatever else differs; and any step can be redone without replaying the earlier ones.
+A name keeps its number of counters: numpy fills the list up with zeros, so (name) and (name, 0) are one stream.
 """
 
 from __future__ import annotations

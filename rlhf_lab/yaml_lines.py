@@ -494,10 +494,10 @@ def spec_error(
     `unit_at(loc)`: the unit of the field at `loc`. `origins` maps the loc of a value that stands in no file to what
     its line starts with instead, such as "override rl.kl.beta=abc".
     """
-    origins = origins or {}
+    origins, prefixes = origins or {}, (loc_prefix, *overlays)
     lines = []
-    for loc, details in by_place(document, (loc_prefix, *overlays), origins, error).items():
-        start = origin_of(loc, origins) or place_of(document, (loc_prefix, *overlays), loc)
+    for loc, details in by_place(document, prefixes, origins, error).items():
+        start = origin_of(document, prefixes, loc, origins) or place_of(document, prefixes, loc)
         lines += [f"{start}: {sentence}" for sentence in sentences(loc, loc_prefix, details, fields_at, unit_at)]
     hidden = len(lines) - MAX_SHOWN
     return SpecError("\n".join([*lines[:MAX_SHOWN], *([f"… and {hidden} more"] if hidden > 0 else [])]))
@@ -523,9 +523,12 @@ def without_union_members(loc: Loc, n_known: int) -> Loc:
     return loc[:n_known] + rest
 
 
-def origin_of(loc: Loc, origins: Mapping[Loc, str]) -> str | None:
-    """The origin of the nearest ancestor that has one."""
-    return next((origins[loc[:n]] for n in range(len(loc), -1, -1) if loc[:n] in origins), None)
+def origin_of(document: Document, prefixes: Sequence[Loc], loc: Loc, origins: Mapping[Loc, str]) -> str | None:
+    """The origin of `loc` or of its nearest ancestor that has one; of what stands in no file also that of a descendant."""
+    above = next((origins[loc[:n]] for n in range(len(loc), -1, -1) if loc[:n] in origins), None)
+    if above or any(document.has((*prefix, *loc)) for prefix in prefixes):
+        return above
+    return next((text for origin, text in origins.items() if origin[: len(loc)] == loc), None)
 
 
 def place_of(document: Document, prefixes: Sequence[Loc], loc: Loc) -> str:

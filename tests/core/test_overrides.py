@@ -199,7 +199,9 @@ def test_expand_dotted_conflicts(delta, says):
 def test_a_dotted_delta_changes_one_item_of_a_list():
     delta = expand_dotted({"rl.objective.ppo_clip.clip": 0.1, "rl.objective[1].weight": 0.01})
     assert merge(CONFIG, delta)["rl"]["objective"] == [
-        {"name": "ppo_clip", "clip": 0.1}, {"name": "entropy", "weight": 0.01}, {"name": "value_clip", "weight": 0.5},
+        {"name": "ppo_clip", "clip": 0.1},
+        {"name": "entropy", "weight": 0.01},
+        {"name": "value_clip", "weight": 0.5},
     ]
 
 
@@ -409,11 +411,24 @@ def test_any_argument_is_an_override_or_one_sentence(text):
 @pytest.mark.parametrize(
     ("value", "text"),
     [
-        (1e-5, "1e-05"), (0.2, "0.2"), (7, "7"), (True, "true"), (None, "null"), (math.inf, ".inf"), (-math.inf, "-.inf"),
-        ("adaptive", "adaptive"), ("no", "no"), ("null", '"null"'), ("1e-5", '"1e-5"'), ("", '""'),
-        ("a,b", '"a,b"'), ("<<", '"<<"'),
-        ("a\nb", r'"a\nb"'), ("\x85\u2028\x1b", r'"\u0085\u2028\u001b"'),
-        ([1, "x"], "[1, x]"), ({"b": 1, "1": {}}, '{b: 1, "1": {}}'),
+        (1e-5, "1e-05"),
+        (0.2, "0.2"),
+        (7, "7"),
+        (True, "true"),
+        (None, "null"),
+        (math.inf, ".inf"),
+        (-math.inf, "-.inf"),
+        ("adaptive", "adaptive"),
+        ("no", "no"),
+        ("null", '"null"'),
+        ("1e-5", '"1e-5"'),
+        ("", '""'),
+        ("a,b", '"a,b"'),
+        ("<<", '"<<"'),
+        ("a\nb", r'"a\nb"'),
+        ("\x85\u2028\x1b", r'"\u0085\u2028\u001b"'),
+        ([1, "x"], "[1, x]"),
+        ({"b": 1, "1": {}}, '{b: 1, "1": {}}'),
     ],
 )
 def test_format_value(value, text):
@@ -482,8 +497,7 @@ def test_apply_override(text, path, value):
     before = deepcopy(CONFIG)
     after = changed(text)
     assert get_path(after, path) == value
-    unchanged = before == CONFIG
-    assert unchanged
+    assert before == CONFIG
     assert not containers(after) & containers(CONFIG)
     # nothing else has changed
     assert set_path(after, path, 0) == set_path(before, path, 0)
@@ -498,10 +512,14 @@ def test_the_name_of_the_spec_is_a_key_like_any_other():
     [
         ("+rl.kl.beta=1", "override +rl.kl.beta=1: rl.kl.beta exists already; write rl.kl.beta=1 to change it"),
         ("~rl.kl.betta", "override ~rl.kl.betta: rl.kl has no key 'betta' (did you mean 'beta'?)"),
-        ("~rl.objective.entropi",
-         "override ~rl.objective.entropi: rl.objective has no item 'entropi' (did you mean 'entropy'?)"),
-        ("rl.objective.zzz.w=1",
-         "override rl.objective.zzz.w=1: rl.objective has no item 'zzz'; there are ppo_clip, entropy, value_clip"),
+        (
+            "~rl.objective.entropi",
+            "override ~rl.objective.entropi: rl.objective has no item 'entropi' (did you mean 'entropy'?)",
+        ),
+        (
+            "rl.objective.zzz.w=1",
+            "override rl.objective.zzz.w=1: rl.objective has no item 'zzz'; there are ppo_clip, entropy, value_clip",
+        ),
         ("++rl.steps.x=1", "override ++rl.steps.x=1: rl.steps is 10, so it has no key 'x'"),
         ("a=1,2", "override a=1,2: this is a sweep of 2 values; one is needed here"),
     ],

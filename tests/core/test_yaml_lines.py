@@ -44,15 +44,55 @@ def message(text, name="spec.yaml"):
 @pytest.mark.parametrize(
     ("text", "value"),
     [
-        ("1e-5", 1e-5), ("1E+3", 1000.0), ("1e5", 100000.0), (".5", 0.5), ("5.", 5.0), ("-0.25", -0.25), ("-1e-3", -0.001),
-        ("0", 0), ("-19", -19), ("+12", 12), ("012", 12), ("0o14", 12), ("0x1F", 31),
-        (".inf", math.inf), ("-.INF", -math.inf), ("+.Inf", math.inf),
-        ("true", True), ("True", True), ("FALSE", False), ("null", None), ("~", None), ("Null", None),
-        ("no", "no"), ("yes", "yes"), ("on", "on"), ("off", "off"), ("y", "y"), ("NO", "NO"), ("tRUE", "tRUE"),
-        ("1_000", "1_000"), ("12:30:45", "12:30:45"), ("2024-01-31", "2024-01-31"), ("inf", "inf"), ("nan", "nan"),
-        ("-0x10", "-0x10"), ("0b11", "0b11"), ("1e", "1e"), (".", "."), ("1.2.3", "1.2.3"), ("١", "١"),
-        ("'1'", "1"), ('"null"', "null"), ("'it''s'", "it's"), (r'"a\tb\u00e9"', "a\tbé"), (r'"\ud83d\ude00"', "😀"),
-        ("[1, a, {b: 2}]", [1, "a", {"b": 2}]), ("{}", {}), ("[]", []), ("http://host:1/x", "http://host:1/x"),
+        ("1e-5", 1e-5),
+        ("1E+3", 1000.0),
+        ("1e5", 100000.0),
+        (".5", 0.5),
+        ("5.", 5.0),
+        ("-0.25", -0.25),
+        ("-1e-3", -0.001),
+        ("0", 0),
+        ("-19", -19),
+        ("+12", 12),
+        ("012", 12),
+        ("0o14", 12),
+        ("0x1F", 31),
+        (".inf", math.inf),
+        ("-.INF", -math.inf),
+        ("+.Inf", math.inf),
+        ("true", True),
+        ("True", True),
+        ("FALSE", False),
+        ("null", None),
+        ("~", None),
+        ("Null", None),
+        ("no", "no"),
+        ("yes", "yes"),
+        ("on", "on"),
+        ("off", "off"),
+        ("y", "y"),
+        ("NO", "NO"),
+        ("tRUE", "tRUE"),
+        ("1_000", "1_000"),
+        ("12:30:45", "12:30:45"),
+        ("2024-01-31", "2024-01-31"),
+        ("inf", "inf"),
+        ("nan", "nan"),
+        ("-0x10", "-0x10"),
+        ("0b11", "0b11"),
+        ("1e", "1e"),
+        (".", "."),
+        ("1.2.3", "1.2.3"),
+        ("١", "١"),
+        ("'1'", "1"),
+        ('"null"', "null"),
+        ("'it''s'", "it's"),
+        (r'"a\tb\u00e9"', "a\tbé"),
+        (r'"\ud83d\ude00"', "😀"),
+        ("[1, a, {b: 2}]", [1, "a", {"b": 2}]),
+        ("{}", {}),
+        ("[]", []),
+        ("http://host:1/x", "http://host:1/x"),
     ],
 )
 def test_scalars_follow_the_core_schema(text, value):
@@ -428,8 +468,10 @@ def test_errors_of_a_list_item(line, expected):
         ("base:\n  rl: {policy: a}\n  rk: 1\n", "kl.yaml:3:3: unknown key 'rk' in base; it has rl"),
         ("base:\n  rl: {policy: a, kl: 3}\n", "kl.yaml:2:19: rl.kl must be a mapping, not 3"),
         ("base: [1]\n", "kl.yaml:1:1: base must be a mapping, not a list"),
-        ("base:\n  rl:\n    policy: a\n    kl: {placement: rewards}\n",
-         "kl.yaml:4:10: rl.kl.placement must be one of 'reward', 'loss', not 'rewards' (did you mean 'reward'?)"),
+        (
+            "base:\n  rl:\n    policy: a\n    kl: {placement: rewards}\n",
+            "kl.yaml:4:10: rl.kl.placement must be one of 'reward', 'loss', not 'rewards' (did you mean 'reward'?)",
+        ),
         ("base:\n  rl: {policy: a, kl: {beta: 200}}\n", "kl.yaml:1:1: kl.beta and the reward cancel; choose beta below 100"),
         ("base:\n  rl: {policy: a, tag: x}\n", "kl.yaml:2:19: rl.tag must have at least 2 characters, not 1"),
         ("base:\n  rl: {policy: a, int: maybe}\n", "kl.yaml:2:19: rl.int must be true or false, not 'maybe'"),
@@ -477,6 +519,28 @@ def test_an_override_takes_the_place_of_file_and_line():
     assert sorted(lines) == [
         "kl.yaml:2:3: unknown key 'x' in rl; it has policy, kl, objective, tag, int, betas",
         "override rl.kl={bta: 1}: unknown key 'bta' in rl.kl (did you mean 'beta'?)",
+    ]
+
+
+def test_the_nearest_override_is_named():
+    text = "base:\n  rl: {policy: a}\n"
+    origins = {("rl", "kl"): "override rl.kl=fixed", ("rl", "kl", "beta"): "override rl.kl.beta=-1"}
+    origins |= {("rl", "int"): "override rl.int=x"}
+    lines = told_by_models(text, {"rl": {"policy": "a", "kl": {"beta": -1}, "int": "x"}}, origins=origins)
+    assert lines == [
+        "override rl.kl.beta=-1: rl.kl.beta must be ≥ 0, not -1",
+        "override rl.int=x: rl.int must be true or false, not 'x'",
+    ]
+
+
+def test_an_override_that_made_a_mapping_on_its_way_is_named():
+    text = "base:\n  rl: {policy: a}\n"
+    origins = {("rl", "zzz", "deep"): "override rl.zzz.deep=1", ("rl", "objective", "0", "lr"): "override rl.objective[0].lr=1"}
+    lines = told_by_models(text, {"rl": {"policy": 1, "objective": {"0": {"lr": 1}}, "zzz": {"deep": 1}}}, origins=origins)
+    assert lines == [
+        "kl.yaml:2:8: rl.policy must be text, not 1",
+        "override rl.objective[0].lr=1: rl.objective must be a list, not a mapping",
+        "override rl.zzz.deep=1: unknown key 'zzz' in rl; it has policy, kl, objective, tag, int, betas",
     ]
 
 
