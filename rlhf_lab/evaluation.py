@@ -13,6 +13,7 @@ from rlhf_lab.context import StageContext
 from rlhf_lab.contracts import Rollout
 from rlhf_lab.kl import k3, sequence_kl
 from rlhf_lab.lm.files import load_causal_lm, load_encoder
+from rlhf_lab.lm.precision import ready
 from rlhf_lab.lm.sampling import rollout
 from rlhf_lab.lm.tokens import in_microbatches
 
@@ -45,7 +46,7 @@ class Evaluator:
         if actors.gold is None:
             return None
         folder = self.ctx.input(self.settings.baseline)
-        model, encoder = load_causal_lm(folder).to(self.ctx.device), load_encoder(folder, self.ctx.template)
+        model, encoder = ready(load_causal_lm(folder), self.ctx, frozen=True), load_encoder(folder, self.ctx.template)
         with self.ctx.accelerator.autocast():
             sampled = rollout(model, encoder, self.prompts, self.ctx.rng("evaluation"), **self.sampling)
             return rewards.checked(self.cfg.gold.name, actors.gold(sampled), sampled).scores_B

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -51,17 +50,26 @@ class Plan:
 
 
 def plan_sweep(sweep: Sweep, registry: Registry) -> Plan:
-    """Pure but for reading the data files whose content enters the hash."""
-    fingerprints = cache(lambda component: _fingerprint(component, sweep.folder))
+    """Pure but for reading the data files whose content enters the hash.
+
+    A data or model component may offer `check(spec_folder)`, which raises DataError or ModelError for files that are
+    missing or broken; so these are said before anything is created.
+    """
+    fingerprints = fingerprint_reader(sweep.folder)
+    check = once_per_component(lambda component: component.check(sweep.folder) if hasattr(component, "check") else None)
     runs: dict[str, PlannedRun] = {}
     for point in sweep.points:
+        check(point.config.data)
+        check(point.config.model)
         stages = plan_stages(point.config, point.seed, registry, fingerprints)
         run_id = digest({stage.name: stage.hash for stage in stages})
         runs.setdefault(run_id, PlannedRun(run_id, point.arm, point.axes, point.seed, point.config, point.raw, stages))
     return Plan(tuple(runs.values()), len(sweep.points) - len(runs))
 
 
-def plan_stages(config: RunConfig, seed: int, registry: Registry, fingerprints: Any) -> tuple[PlannedStage, ...]:
+def plan_stages(
+    config: RunConfig, seed: int, registry: Registry, fingerprints: Callable[[Component], Any]
+) -> tuple[PlannedStage, ...]:
     """The stages of a run in an order in which each comes after its inputs."""
     world = [resolved(component, registry, {}) for component in (config.data, config.model, config.template)]
     world += [fingerprints(config.data), fingerprints(config.model), config.precision]
@@ -76,8 +84,22 @@ def plan_stages(config: RunConfig, seed: int, registry: Registry, fingerprints: 
     return tuple(planned.values())
 
 
-def _fingerprint(component: Component, folder: Path) -> Any:
-    return component.fingerprint(folder) if hasattr(component, "fingerprint") else None
+def fingerprint_reader(folder: Path) -> Callable[[Component], Any]:
+    """What a component says of the files it reads, in JSON; None where it reads none."""
+    return once_per_component(lambda component: component.fingerprint(folder) if hasattr(component, "fingerprint") else None)
+
+
+def once_per_component(function: Callable[[Component], Any]) -> Callable[[Component], Any]:
+    """The function, called once for equal components."""
+    found: dict[tuple[type, str], Any] = {}
+
+    def cached(component: Component) -> Any:
+        key = type(component), component.model_dump_json()
+        if key not in found:
+            found[key] = function(component)
+        return found[key]
+
+    return cached
 
 
 def in_order(stages: Mapping[str, Component]) -> list[str]:

@@ -8,6 +8,7 @@ import importlib.util
 import inspect
 import os
 import pkgutil
+import re
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -143,17 +144,24 @@ class Registry:
 
     def add(self, plugin: str, distribution: str, version: str, load: Any) -> None:
         """Loads one plugin, and of a package each of its modules; what fails is listed as broken, with its reason."""
+        before = len(self.broken), self.count()
         try:
             module = load()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             self.broken.append(BrokenPlugin(plugin, distribution, one_line(error)))
             return
         for name in [None, *submodules(module)]:
             try:
                 part = module if name is None else importlib.import_module(name)
                 self.add_module(part, distribution, version)
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 self.broken.append(BrokenPlugin(name or plugin, distribution, one_line(error)))
+        if before == (len(self.broken), self.count()):
+            reason = "registers nothing; it needs a function register_components(register) under @hookimpl"
+            self.broken.append(BrokenPlugin(plugin, distribution, reason))
+
+    def count(self) -> int:
+        return sum(map(len, self.found.values()))
 
 
 def submodules(module: ModuleType) -> list[str]:
@@ -214,19 +222,29 @@ def discover(plugin_files: Iterable[Path] = (), environ: Mapping[str, str] = os.
     """All built-in components, those of installed distributions (entry points of group `rlhf_lab`), and `plugin_files`.
 
     `RLHF_LAB_LOAD_PLUGINS`: unset loads every distribution, empty none of the third-party ones, `a,b` just those two.
-    Nothing is ever loaded from the working directory by itself.
+    Nothing is ever loaded from the working directory by itself. A file has no version, so a hash of its content stands
+    for one: results of an edited plugin are not taken for those of the old one.
     """
     registry = Registry()
     allowed = environ.get("RLHF_LAB_LOAD_PLUGINS")
+    wanted = None if allowed is None else {BUILTIN_DISTRIBUTION, *map(normal, allowed.split(","))}
     points = {(p.dist.name if p.dist else "", p.name): p for p in entry_points(group=ENTRY_POINT_GROUP)}
     for (distribution, name), point in sorted(points.items()):
-        if distribution != BUILTIN_DISTRIBUTION and allowed is not None and distribution not in allowed.split(","):
-            continue
-        version = point.dist.version if point.dist else "0"
-        registry.add(name, distribution, version, point.load)
-    for path in plugin_files:
-        registry.add(str(path), Path(path).name, "local", lambda path=path: load_file(Path(path)))
+        if wanted is None or normal(distribution) in wanted:
+            registry.add(name, distribution, point.dist.version if point.dist else "0", point.load)
+    for path in map(Path, plugin_files):
+        registry.add(str(path), path.name, local_version(path), lambda path=path: load_file(path))
     return registry
+
+
+def normal(distribution: str) -> str:
+    """The name as package indexes compare it: case, `-`, `_` and `.` make no difference."""
+    return re.sub(r"[-_.]+", "-", distribution.strip()).lower()
+
+
+def local_version(path: Path) -> str:
+    """`local+` and a hash of the file's content."""
+    return "local+" + hashlib.blake2b(path.read_bytes() if path.is_file() else b"", digest_size=4).hexdigest()
 
 
 __all__ = ["BrokenPlugin", "Registration", "Registry", "contracts", "discover"]

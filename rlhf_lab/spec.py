@@ -16,19 +16,32 @@ seeds: [0, 1, 2]            # shared by all arms
 from __future__ import annotations
 
 import itertools
+import math
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import InitErrorDetails
 
 from rlhf_lab.contracts import Preset, SlotMarker, slot
-from rlhf_lab.errors import LabError, SpecError
-from rlhf_lab.overrides import Override, apply_override, expand_dotted, locate, merge, set_path
+from rlhf_lab.errors import SpecError
+from rlhf_lab.lm.precision import has_bf16_units
+from rlhf_lab.overrides import (
+    Override,
+    apply_override,
+    as_mapping,
+    expand_dotted,
+    has_path,
+    locate,
+    merge,
+    split_path,
+    with_delta,
+)
 from rlhf_lab.registry import Registry
-from rlhf_lab.yaml_lines import Document, load, spec_error, suggest
+from rlhf_lab.yaml_lines import Document, describe, load, spec_error, suggest
 
 
 class RunConfig(BaseModel):
@@ -40,7 +53,10 @@ class RunConfig(BaseModel):
     data: slot("data")
     model: slot("model")
     template: slot("template") = "none"
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16 is autocast of matrix products; weights stay fp32")
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32",
+        description="bf16 is autocast of matrix products, trained weights stay fp32; 'auto': bf16 where this machine is faster",
+    )
 
     @property
     def stages(self) -> Mapping[str, Any]:
@@ -51,6 +67,8 @@ class RunConfig(BaseModel):
     def _stages_are_named_by_their_key(cls, raw: Any) -> Any:
         if not isinstance(raw, dict):
             return raw
+        if raw.get("precision") == "auto":
+            raw = {**raw, "precision": "bf16" if has_bf16_units() else "fp32"}
         return {key: value if key in cls.model_fields else _with_stage_name(key, value) for key, value in raw.items()}
 
 
@@ -75,7 +93,7 @@ class SweepFile(BaseModel):
     base: dict[str, Any]
     arms: dict[str, dict[str, Any] | None] = Field(default={"base": None}, min_length=1)
     axes: dict[str, list[Any]] = {}
-    seeds: list[int] = Field(default=[0], min_length=1)
+    seeds: list[Annotated[int, Field(ge=0)]] = Field(default=[0], min_length=1)
     resources: Resources = Resources()
     max_runs: int = Field(10_000, ge=1, description="a sweep with more runs is refused")
 
@@ -103,90 +121,146 @@ class Sweep:
 
 @dataclass(frozen=True)
 class _Source:
-    """What is needed to say where a wrong value stands."""
+    """What is needed to say where a wrong value stands, and what the command line says."""
 
     document: Document
     registry: Registry
     overridden: Mapping[tuple, str] = field(default_factory=dict)
+    overrides: Sequence[Override] = ()
+
+    def where(self, *loc: str | int) -> str:
+        return self.document.where(loc)
 
 
 def load_sweep(path: Path, overrides: Sequence[Override], registry: Registry) -> Sweep:
     """Reads, expands and validates a spec. Raises SpecError with file, line and column; nothing is created."""
     document = load(path)
-    data, origins = with_overrides(document.data, overrides)
-    source = _Source(document, registry, origins)
-    file = _validated_file(data, source)
+    own = [override for override in overrides if override.path[0] in SweepFile.model_fields]
+    inner = [override for override in overrides if override.path[0] not in SweepFile.model_fields]
+    source = _Source(document, registry, {override.path: override.origin for override in inner}, inner)
+    file = _validated_file(with_overrides(document, own, inner), source, {o.path: o.origin for o in own})
     return Sweep(file, Path(path).resolve().parent, list(_points(file, source)))
 
 
-def with_overrides(data: Mapping[str, Any], overrides: Sequence[Override]) -> tuple[dict[str, Any], dict[tuple, str]]:
-    """The file's data with the overrides applied, and by place in it the origin of each value that came from one.
+def with_overrides(document: Document, own: Sequence[Override], inner: Sequence[Override]) -> dict[str, Any]:
+    """The file's data with those overrides applied that are about the file.
 
-    A key that is none of the file's own (`seeds`, `experiment`, …) is meant inside `base`. One value replaces what the
-    file says, also an axis of that name; several values make an axis.
+    `own` are about its own keys (`seeds`, `experiment`, …), `inner` about what stands in `base`: several values make an
+    axis, one value removes the axis of that name and is applied later, to each arm.
     """
-    data = {**data, "base": expand_dotted(data.get("base") or {}), "axes": dict(data.get("axes") or {})}
-    origins: dict[tuple, str] = {}
-    for override in overrides:
-        if override.path[0] in SweepFile.model_fields:
-            data = apply_override(data, _as_list(override, data.get(override.path[0])))
-            origins[(override.path[0],)] = override.origin
-        elif len(override.values) > 1:
+    data = dict(document.data)
+    for override in own:
+        data = apply_override(data, _as_seeds(override))
+    if not all(isinstance(data.get(key) or {}, dict) for key in ("base", "axes")):
+        return data  # which is refused
+    data["base"] = _placed(document.where(("base",)), expand_dotted, data.get("base") or {})
+    data["axes"] = dict(data.get("axes") or {})
+    for override in inner:
+        data["axes"].pop(override.key, None)
+        if len(override.values) > 1:
             data["axes"][override.key] = list(override.values)
-            origins["axes", override.key] = override.origin
-        else:
-            data["axes"].pop(override.key, None)
-            data = apply_override(data, replace(override, path=("base", *override.path)))
-            origins["base", *locate(data["base"], override.path)] = override.origin
-    return data, origins
+        elif override.path == ("preset",):
+            data = apply_override(data, replace(override, path=("base", "preset")))
+    return data
 
 
-def _as_list(override: Override, old: Any) -> Override:
-    """`seeds=0,1` and `seeds=0` both give the list that the file has there."""
-    single = len(override.values) == 1 and (isinstance(override.values[0], list) or not isinstance(old, list))
-    return override if single or not override.values else replace(override, values=(list(override.values),))
+def _as_seeds(override: Override) -> Override:
+    """`seeds=0,1` and `seeds=3` mean the lists that they look like."""
+    if override.path != ("seeds",) or override.operation == "delete" or isinstance(override.values[0], list):
+        return override
+    return replace(override, values=(list(override.values),))
 
 
-def _validated_file(data: Mapping[str, Any], source: _Source) -> SweepFile:
+def _placed(where: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    """The function's result; what is wrong with the arguments is said with the place where they stand."""
+    try:
+        return function(*arguments)
+    except SpecError as error:
+        raise SpecError(f"{where}: {error}") from None
+
+
+def _validated_file(data: Mapping[str, Any], source: _Source, origins: Mapping[tuple, str]) -> SweepFile:
+    def known(loc: tuple) -> list[str]:
+        return list((Resources if loc[:1] == ("resources",) else SweepFile).model_fields)
+
     try:
         return SweepFile.model_validate(data)
     except ValidationError as error:
-        known = list(SweepFile.model_fields)
-        raise spec_error(source.document, (), error, fields_at=lambda loc: known, origins=source.overridden) from None
+        raise spec_error(source.document, (), error, fields_at=known, origins=origins) from None
 
 
 def _points(file: SweepFile, source: _Source) -> Iterator[Point]:
     n_runs = len(file.arms) * len(file.seeds)
     for axis, values in file.axes.items():
         if not values:
-            raise SpecError(f"{source.document.where(('axes', axis))}: axis {axis!r} has no values, so there is nothing to run")
+            raise SpecError(f"{source.where('axes', axis)}: axis {axis!r} has no values, so there is nothing to run")
         n_runs *= len(values)
     if n_runs > file.max_runs:
-        raise SpecError(f"{source.document.where(('axes',))}: the sweep has {n_runs} runs, more than max_runs: {file.max_runs}")
+        raise SpecError(f"{source.where('axes')}: the sweep has {n_runs} runs, more than max_runs: {file.max_runs}")
     if len(set(file.seeds)) < len(file.seeds):
-        raise SpecError(f"{source.document.where(('seeds',))}: a seed is listed twice")
-    base = with_presets({}, file.base, source.registry, source.document.where(("base", "preset")))
+        raise SpecError(f"{source.where('seeds')}: a seed is listed twice")
+    base = with_command_line(with_presets({}, file.base, source, ("base",)), source)
     for arm, delta in file.arms.items():
-        raw = with_presets(base, delta or {}, source.registry, source.document.where(("arms", arm)))
+        raw = with_last_word(with_presets(base, delta or {}, source, ("arms", arm)), source)
         for values in itertools.product(*file.axes.values()):
             axes = dict(zip(file.axes, values, strict=True))
-            point = _assign(raw, axes, arm, source)
+            point = _assign(raw, axes, source)
             config = _validated_point(point, arm, axes, source)
+            if not config.stages:
+                raise SpecError(f"{source.where('base')}: base has no stage, such as sft or rl, so there is nothing to run")
             for seed in file.seeds:
                 yield Point(arm, axes, seed, config, point)
 
 
-def with_presets(raw: Mapping[str, Any], delta: Mapping[str, Any], registry: Registry, where: str) -> dict[str, Any]:
-    """`raw`, overlaid with the presets that `delta` names, overlaid with `delta`."""
-    delta = expand_dotted(dict(delta))
+def with_command_line(raw: dict[str, Any], source: _Source) -> dict[str, Any]:
+    """The overrides of one value applied."""
+    for override in source.overrides:
+        if len(override.values) < 2 and override.path != ("preset",):
+            raw = apply_override(raw, override)
+    return raw
+
+
+def with_last_word(raw: dict[str, Any], source: _Source, below: Sequence[str] = ("",)) -> dict[str, Any]:
+    """The same once more over what an arm, or an axis among `below`, has said since."""
+    for override in source.overrides:
+        if len(override.values) > 1 or override.path == ("preset",) or not any(f"{override.key}.".startswith(b) for b in below):
+            continue
+        if override.operation != "delete" or has_path(raw, override.path):
+            again = replace(override, operation="set") if override.operation == "add" else override
+            raw = apply_override(raw, again)
+    return raw
+
+
+def with_presets(raw: Mapping[str, Any], delta: Mapping[str, Any], source: _Source, loc: tuple) -> dict[str, Any]:
+    """`raw`, overlaid with the presets that `delta` (which stands at `loc`) names, overlaid with `delta`."""
+    delta = _placed(source.where(*loc), expand_dotted, dict(delta))
     names = delta.pop("preset", None) or []
-    for name in [names] if isinstance(names, str) else names:
+    for name in [names] if isinstance(names, str) else names if isinstance(names, list) else [names]:
+        where = source.overridden.get(("preset",)) or source.where(*loc, "preset")
         try:
-            preset = registry.get("preset", name).component
+            preset = source.registry.get("preset", name if isinstance(name, str) else describe(name)).component
         except ValueError as error:
             raise SpecError(f"{where}: {error}") from None
         raw = merge(raw, preset_values(preset))
-    return merge(dict(raw), delta)
+    return with_default_lists(_placed(source.where(*loc), merge, dict(raw), delta), source)
+
+
+def with_default_lists(raw: dict[str, Any], source: _Source) -> dict[str, Any]:
+    """`raw` with the default where a stage leaves out a list of components, or is said to change single items of it.
+
+    So `rl.objective.ppo_clip.eps: 0.1` means the term of the default list as it means one of a list that is written out.
+    """
+    filled = dict(raw)
+    for stage, parameters in raw.items():
+        if stage in RunConfig.model_fields or not isinstance(parameters, dict | str | None):
+            continue
+        owner = _component_class(source.registry, "stage", _with_stage_name(stage, parameters))
+        for key, info in getattr(owner, "model_fields", {}).items():
+            given = (as_mapping(filled[stage]) or {}).get(key, {})
+            if isinstance(info.default, list) and slot_kind(info) and isinstance(given, dict):
+                where = source.where("base", stage, key)
+                filled[stage] = {**(as_mapping(filled[stage]) or {}), key: _placed(where, merge, info.default, given)}
+    return filled
 
 
 def preset_values(preset: Preset) -> dict[str, Any]:
@@ -194,21 +268,20 @@ def preset_values(preset: Preset) -> dict[str, Any]:
     return expand_dotted({path: value for path, (value, _) in preset.values.items()})
 
 
-def _assign(raw: Mapping[str, Any], axes: Mapping[str, Any], arm: str, source: _Source) -> dict[str, Any]:
-    for axis, value in axes.items():
-        try:
-            raw = set_path(raw, axis, value)
-        except LabError as error:
-            raise SpecError(f"{source.document.where(('axes', axis))}: {error}") from None
-    return dict(raw)
+def _assign(raw: Mapping[str, Any], axes: Mapping[str, Any], source: _Source) -> dict[str, Any]:
+    """The axes' values, each a delta of one path like any override: a component before its parameters."""
+    for axis, value in sorted(axes.items(), key=lambda item: item[0].count(".")):
+        where = source.overridden.get(tuple(axis.split("."))) or source.where("axes", axis)
+        raw = _placed(where, lambda axis=axis, value=value, raw=raw: with_delta(raw, split_path(axis), value))
+    return with_last_word(dict(raw), source, below=[f"{axis}." for axis in axes])
 
 
 def _validated_point(raw: dict[str, Any], arm: str, axes: Mapping[str, Any], source: _Source) -> RunConfig:
     try:
         return validate_run(raw, source.registry)
     except ValidationError as error:
-        origins = {loc[1:]: origin for loc, origin in source.overridden.items() if loc[0] == "base" and len(loc) > 1}
-        origins |= {locate(raw, axis): _place_of_axis(axis, value, source) for axis, value in axes.items()}
+        origins = {locate(raw, axis): _place_of_axis(axis, value, source) for axis, value in axes.items()}
+        origins |= {locate(raw, path): origin for path, origin in source.overridden.items()}
         raise spec_error(
             source.document,
             ("base",),
@@ -220,16 +293,32 @@ def _validated_point(raw: dict[str, Any], arm: str, axes: Mapping[str, Any], sou
 
 
 def _place_of_axis(axis: str, value: Any, source: _Source) -> str:
-    if ("axes", axis) in source.overridden:
-        return source.overridden["axes", axis]
     values = (source.document.data.get("axes") or {}).get(axis, [])
     return source.document.where(("axes", axis, values.index(value)) if value in values else ("axes", axis))
 
 
 def validate_run(raw: Mapping[str, Any], registry: Registry) -> RunConfig:
     """Raises pydantic's ValidationError; PluginError where a broken plugin is asked for."""
+    infinite = [
+        InitErrorDetails(type="finite_number", loc=loc, input=value) for loc, value in leaves(raw) if not is_finite(value)
+    ]
+    if infinite:  # which has no place in JSON, so neither in a hash
+        raise ValidationError.from_exception_data("RunConfig", infinite)
     stages = [key for key in raw if key not in RunConfig.model_fields]
     return RunConfig.model_validate(dict(raw), context={"registry": registry, "stages": stages})
+
+
+def leaves(value: Any, loc: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], Any]]:
+    """Everything in nested mappings and lists that is neither, with its path."""
+    if isinstance(value, Mapping | list | tuple):
+        for key, inner in value.items() if isinstance(value, Mapping) else enumerate(value):
+            yield from leaves(inner, (*loc, key))
+    else:
+        yield loc, value
+
+
+def is_finite(value: Any) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def fields_at(registry: Registry, raw: Any, loc: Sequence[str | int]) -> list[str]:

@@ -42,7 +42,7 @@ def new_optimizer(cfg: RL, policy: Any, critic: Any) -> torch.optim.Optimizer:
         groups.append({"params": trainable(critic.module), "lr": cfg.critic.learning_rate})
     for group in groups:
         group["initial_lr"] = group["lr"]
-    return torch.optim.Adam(groups, betas=cfg.adam_betas, eps=cfg.adam_eps)
+    return torch.optim.Adam(groups, betas=cfg.adam_betas, eps=cfg.adam_eps, fused=True)
 
 
 def trainable(module: torch.nn.Module) -> list[Tensor]:

@@ -12,6 +12,11 @@ import tiny_world
 import torch
 
 
+def pytest_configure(config):
+    """Warnings are errors, but for this one, which peft and transformers have to settle between them."""
+    config.addinivalue_line("filterwarnings", "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+
+
 @pytest.fixture(autouse=True, scope="session")
 def one_thread():
     """Byte-equal reruns need a fixed number of threads; tiny models are fastest with one."""

@@ -5,7 +5,9 @@ from typing import Literal
 import torch
 
 from rlhf_lab.contracts import Component, StageRef, hookimpl, param
+from rlhf_lab.lm.adapters import with_adapter
 from rlhf_lab.lm.files import freeze_embeddings, load_backbone
+from rlhf_lab.lm.precision import ready
 from rlhf_lab.lm.scalar import ScalarModel, load_scalar_model
 
 
@@ -31,10 +33,11 @@ class ValueModel(Component):
         else:
             model = ScalarModel(load_backbone(folder), "last", ctx.torch_rng("value_head"))
         if self.adaptation == "lora":
-            from rlhf_lab.lm.adapters import with_adapter
-
-            model.backbone = with_adapter(model.backbone, self.lora_rank, self.lora_alpha, ctx.torch_rng("critic_lora"))
-        elif self.freeze_embeddings:
+            backbone = ready(model.backbone, ctx, frozen=True)
+            model.backbone = with_adapter(backbone, self.lora_rank, self.lora_alpha, ctx.torch_rng("critic_lora"))
+        else:
+            ready(model.backbone, ctx)
+        if self.freeze_embeddings:
             freeze_embeddings(model.backbone)
         return Values(model.eval().to(ctx.device))
 

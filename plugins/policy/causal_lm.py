@@ -9,6 +9,7 @@ from rlhf_lab.contracts import Component, PolicyOutput, StageRef, hookimpl, para
 from rlhf_lab.lm.adapters import with_adapter
 from rlhf_lab.lm.files import freeze_embeddings, load_causal_lm, load_encoder, merged, save_causal_lm
 from rlhf_lab.lm.logprobs import entropy, gather_logprobs, response_logits
+from rlhf_lab.lm.precision import ready
 from rlhf_lab.lm.sampling import rollout
 
 
@@ -28,7 +29,7 @@ class CausalLM(Component):
 
     def build(self, ctx):
         encoder = load_encoder(ctx.input(self.init), ctx.template)
-        model = load_causal_lm(ctx.input(self.init)).to(ctx.device)
+        model = ready(load_causal_lm(ctx.input(self.init)), ctx, frozen=self.adaptation == "lora")
         if self.adaptation == "lora":
             return LowRankPolicy(with_adapter(model, self.lora_rank, self.lora_alpha, ctx.torch_rng("lora")), encoder)
         reference = copy.deepcopy(model).requires_grad_(False)

@@ -3,6 +3,7 @@
 from rlhf_lab.contracts import Component, Scores, StageRef, hookimpl, param, slot
 from rlhf_lab.errors import RewardError
 from rlhf_lab.lm.files import load_causal_lm, load_encoder
+from rlhf_lab.lm.precision import ready
 from rlhf_lab.lm.sampling import rollout
 from rlhf_lab.rewards import checked
 from rlhf_lab.streams import shuffled_batches, stream
@@ -42,7 +43,7 @@ class Normalized(Component):
         """The same for every seed of a sweep, so that all runs are measured in the same unit."""
         folder, prompts = ctx.input(self.reference), ctx.data.prompts("train")
         chosen = shuffled_batches(len(prompts), self.samples, 0, 0, "normalization.prompts")
-        model, encoder = load_causal_lm(folder).to(ctx.device), load_encoder(folder, ctx.template)
+        model, encoder = ready(load_causal_lm(folder), ctx, frozen=True), load_encoder(folder, ctx.template)
         with ctx.accelerator.autocast():
             return rollout(
                 model,

@@ -3,6 +3,7 @@
 import torch
 
 from rlhf_lab.contracts import Component, Scores, StageRef, hookimpl, param
+from rlhf_lab.lm.precision import ready
 from rlhf_lab.lm.scalar import load_scalar_model
 from rlhf_lab.lm.tokens import trim
 
@@ -16,6 +17,7 @@ class LearnedReward(Component):
 
     def open(self, ctx):
         model = load_scalar_model(ctx.input(self.stage)).requires_grad_(False).eval().to(ctx.device)
+        ready(model.backbone, ctx, frozen=True)
 
         @torch.no_grad()
         def score(rollout):

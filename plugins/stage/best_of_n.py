@@ -8,6 +8,7 @@ import numpy as np
 from rlhf_lab.best_of_n import best_of_n, best_of_n_kl
 from rlhf_lab.contracts import Component, StageRef, hookimpl, param, slot
 from rlhf_lab.lm.files import load_causal_lm, load_encoder
+from rlhf_lab.lm.precision import ready
 from rlhf_lab.lm.sampling import rollout
 from rlhf_lab.rewards import checked
 
@@ -32,7 +33,7 @@ class BestOfN(Component):
     temperature: float = param(1.0, "of sampling", gt=0)
 
     def run(self, ctx):
-        model = load_causal_lm(ctx.input(self.policy)).to(ctx.device)
+        model = ready(load_causal_lm(ctx.input(self.policy)), ctx, frozen=True)
         encoder, reward = load_encoder(ctx.input(self.policy), ctx.template), self.reward.open(ctx)
         gold = self.gold.open(ctx) if self.gold else None
         rows = []

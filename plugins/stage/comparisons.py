@@ -6,6 +6,7 @@ from typing import Literal
 from rlhf_lab.contracts import Component, Ranking, StageRef, hookimpl, param, slot
 from rlhf_lab.errors import DataError
 from rlhf_lab.lm.files import load_causal_lm, load_encoder
+from rlhf_lab.lm.precision import ready
 from rlhf_lab.lm.sampling import rollout
 from rlhf_lab.rewards import checked
 from rlhf_lab.store import write_atomically
@@ -32,16 +33,14 @@ class Comparisons(Component):
     batch_size: int = param(256, "responses sampled at a time", ge=1)
 
     def run(self, ctx):
-        model = load_causal_lm(ctx.input(self.policy)).to(ctx.device)
+        model = ready(load_causal_lm(ctx.input(self.policy)), ctx, frozen=True)
         encoder, labeler = load_encoder(ctx.input(self.policy), ctx.template), self.labeler.open(ctx)
         for split, n in (("train", self.prompts), ("validation", self.validation_prompts)):
             rankings = [
                 ranking for part in self.batches(ctx, split, n) for ranking in self.rank(ctx, model, encoder, labeler, *part)
             ]
             if n and not rankings:
-                raise DataError(
-                    f"stage {ctx.stage}: the labeler {self.labeler.name!r} finds all responses alike"
-                )
+                raise DataError(f"stage {ctx.stage}: the labeler {self.labeler.name!r} finds all responses alike")
             write_rankings(ctx.folder / f"rankings.{split}.jsonl", rankings)
             ctx.log(0, split, rankings=len(rankings))
 

@@ -10,6 +10,7 @@ import torch
 from rlhf_lab.contracts import Ranking, StageRef, hookimpl, param, slot
 from rlhf_lab.errors import DataError
 from rlhf_lab.lm.files import load_backbone, load_causal_lm, load_encoder, merged
+from rlhf_lab.lm.precision import ready
 from rlhf_lab.lm.sampling import rollout
 from rlhf_lab.lm.scalar import Pooling, ScalarModel
 from rlhf_lab.lm.tokens import trim
@@ -120,7 +121,7 @@ class RewardModel(SupervisedParameters):
         ctx.log(self.epochs, "normalization", gain=model.gain, bias=model.bias)
 
     def samples(self, ctx, encoder):
-        policy, prompts = load_causal_lm(ctx.input(self.init)).to(ctx.device), ctx.data.prompts("train")
+        policy, prompts = ready(load_causal_lm(ctx.input(self.init)), ctx, frozen=True), ctx.data.prompts("train")
         chosen = shuffled_batches(len(prompts), self.normalize_examples, 0, ctx.seed, "normalization.prompts")
         with ctx.accelerator.autocast():
             return rollout(

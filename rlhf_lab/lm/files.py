@@ -63,7 +63,7 @@ def save_causal_lm(model: Any, tokenizer: Any, folder: Path) -> None:
 
 def merged(model: Any) -> Any:
     """The model with its adapter, if it has one, added into the weights."""
-    return model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
+    return model.float().merge_and_unload() if hasattr(model, "merge_and_unload") else model
 
 
 def freeze_embeddings(model: Any) -> None:

@@ -15,6 +15,7 @@ from rlhf_lab.contracts import Component, param
 from rlhf_lab.errors import NumericsError
 from rlhf_lab.lm.adapters import with_adapter
 from rlhf_lab.lm.files import freeze_embeddings, set_dropout
+from rlhf_lab.lm.precision import ready
 from rlhf_lab.schedule import Schedule, rate, set_rates
 
 
@@ -46,6 +47,7 @@ def prepared(cfg: SupervisedParameters, ctx: StageContext, model: Any) -> Any:
     """The model with what is to be trained made trainable."""
     if cfg.dropout:
         set_dropout(model, cfg.dropout)
+    model = ready(model, ctx, frozen=cfg.adaptation == "lora")
     if cfg.adaptation == "lora":
         return with_adapter(model, cfg.lora_rank, cfg.lora_alpha, ctx.torch_rng("lora"))
     if cfg.freeze_embeddings:
@@ -66,7 +68,7 @@ def fit(
     """
     parameters = [p for p in module.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
-        parameters, lr=cfg.learning_rate, betas=cfg.adam_betas, eps=cfg.adam_eps, weight_decay=cfg.weight_decay
+        parameters, lr=cfg.learning_rate, betas=cfg.adam_betas, eps=cfg.adam_eps, weight_decay=cfg.weight_decay, fused=True
     )
     for group in optimizer.param_groups:
         group["initial_lr"] = cfg.learning_rate
