@@ -1,12 +1,15 @@
-"""The command line. Exit codes: 0 all done · 1 some runs failed · 2 the spec or the command line is wrong · 3 a plugin
-failed to load · 5 nothing to run · 130 interrupted.
+"""The command line. Exit codes: 0 all done · 1 some runs failed, or data or a model cannot be read · 2 the spec or the
+command line is wrong · 3 a plugin failed to load · 130 interrupted · 143 terminated.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
 from importlib.resources import files
 from pathlib import Path
@@ -67,9 +70,15 @@ def main() -> None:
 
 def spec_path(spec: Path) -> Path:
     """The spec file, or the one of that name that ships with the package."""
+    from rlhf_lab.yaml_lines import suggest
+
     shipped = Path(str(files("rlhf_lab_experiments"))) / spec / "spec.yaml"
     if not spec.exists() and shipped.is_file():
         return shipped
+    if not spec.exists() and not spec.suffix:
+        there = sorted(path.parent.name for path in shipped.parents[1].glob("*/spec.yaml"))
+        hint = suggest(str(spec), there) or f"; the experiments that ship with the package are {', '.join(there)}"
+        raise SpecError(f"there is no file {spec}, and no experiment of that name{hint}")
     return spec / "spec.yaml" if spec.is_dir() and (spec / "spec.yaml").is_file() else spec
 
 
@@ -125,7 +134,7 @@ def run(
     results = results_folder(sweep.file.experiment, out)
     if dry_run:
         return show_plan(plan, results, as_json)
-    with listener(plan, quiet or as_json) as listen:
+    with listener(plan, quiet or as_json) as listen, until_terminated():
         outcome = run_sweep(
             sweep, plan, results, [file.resolve() for file in plugin_files], path.read_text(encoding="utf-8"), listen
         )
@@ -133,9 +142,24 @@ def run(
     return 1 if outcome.failed else 0
 
 
-def listener(plan: Any, quiet: bool) -> Any:
-    import contextlib
+@contextlib.contextmanager
+def until_terminated() -> Iterator[None]:
+    """Inside, SIGTERM (a scheduler's way to stop a job) ends like Ctrl-C: workers stopped, tables written; exit code 143."""
 
+    def leave(number: int, frame: Any) -> None:
+        sys.exit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def listener(plan: Any, quiet: bool) -> Any:
     from rlhf_lab.progress import Bars, Lines
 
     if quiet:
@@ -152,7 +176,9 @@ def report(outcome: Any, as_json: bool, quiet: bool) -> None:
         )
         return
     for run_id, error in outcome.failed.items():
-        click.echo(f"{run_id} failed: {error}  ({outcome.results / 'runs' / run_id / 'traceback.txt'})", err=True)
+        folder = outcome.results / "runs" / run_id
+        traceback = folder / "traceback.txt"
+        click.echo(f"{run_id} failed: {error}  ({traceback if traceback.is_file() else folder / 'log.txt'})", err=True)
     if not quiet:
         click.echo(
             f"{len(outcome.done)} runs done, {len(outcome.reused)} reused, {len(outcome.failed)} failed: {outcome.results}"

@@ -11,7 +11,7 @@ from torch import Tensor
 from rlhf_lab import masked, rewards
 from rlhf_lab.context import StageContext
 from rlhf_lab.contracts import Rollout
-from rlhf_lab.kl import k3, sequence_kl
+from rlhf_lab.kl import k3, sequence_kl, standard_error
 from rlhf_lab.lm.files import load_causal_lm, load_encoder
 from rlhf_lab.lm.precision import ready
 from rlhf_lab.lm.sampling import rollout
@@ -70,7 +70,7 @@ class Evaluator:
         kl_B = sequence_kl(logprobs_BT, ref_logprobs_BT, answers.mask_BT)
         row: dict[str, Any] = {
             "kl": kl_B.mean(),
-            "kl_se": kl_B.std() / math.sqrt(len(kl_B)),
+            "kl_se": standard_error(kl_B),
             "kl_k3": k3(log_ratio_BT).sum(1).mean(),
             "reward_proxy": proxy.scores_B.mean(),
             "reward_gold": gold_B.mean(),

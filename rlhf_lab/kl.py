@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 from torch import Tensor
@@ -33,3 +34,8 @@ ESTIMATORS: Mapping[str, Callable[[Tensor], Tensor]] = {"k1": k1, "k2": k2, "k3"
 def sequence_kl(logprobs_BT: Tensor, ref_logprobs_BT: Tensor, mask_BT: Tensor) -> Tensor:
     """kl_B = Σ_t (log π − log ref), nats per sequence: what is logged and what the controller sees."""
     return (logprobs_BT - ref_logprobs_BT).masked_fill(~mask_BT, 0.0).sum(1)
+
+
+def standard_error(kl_B: Tensor) -> Tensor:
+    """Standard error of the batch mean; NaN for a single sequence."""
+    return kl_B.std() / math.sqrt(len(kl_B)) if len(kl_B) > 1 else kl_B.new_tensor(math.nan)

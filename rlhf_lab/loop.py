@@ -20,7 +20,7 @@ from rlhf_lab.contracts import AdvantageInputs, Component, PolicyOutput, Rollout
 from rlhf_lab.ema import WeightAverage
 from rlhf_lab.errors import DataError, NumericsError
 from rlhf_lab.evaluation import Evaluator
-from rlhf_lab.kl import sequence_kl
+from rlhf_lab.kl import sequence_kl, standard_error
 from rlhf_lab.lm.tokens import in_microbatches
 from rlhf_lab.schedule import Schedule, rate, set_rates
 from rlhf_lab.streams import shuffled_batches
@@ -245,7 +245,7 @@ def describe(batch: Batch, proxy: Scores, entropy_BT: Tensor, rewards_BT: Tensor
     gap_BT = (rollout.logprobs_BT - batch.old_logprobs_BT).abs()
     row = {
         "kl": kl_B.mean(),
-        "kl_se": kl_B.std() / math.sqrt(len(kl_B)),
+        "kl_se": standard_error(kl_B),
         "reward_proxy": proxy.scores_B.mean(),
         "reward_gold": math.nan,
         "score": batch.scores_B.mean(),
@@ -259,7 +259,7 @@ def describe(batch: Batch, proxy: Scores, entropy_BT: Tensor, rewards_BT: Tensor
     }
     if batch.values_BT is not None:
         errors = (batch.returns_BT - batch.values_BT)[mask_BT]
-        row["explained_variance"] = 1 - errors.var() / batch.returns_BT[mask_BT].var()
+        row["explained_variance"] = 1 - errors.var(correction=0) / batch.returns_BT[mask_BT].var(correction=0)
     return {name: float(value) for name, value in row.items()}
 
 

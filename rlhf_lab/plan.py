@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,9 +74,10 @@ def plan_stages(
     world = [resolved(component, registry, {}) for component in (config.data, config.model, config.template)]
     world += [fingerprints(config.data), fingerprints(config.model), config.precision]
     planned: dict[str, PlannedStage] = {}
-    for name in in_order(config.stages):
+    reads = {name: sorted(references(component)) for name, component in config.stages.items()}
+    for name in in_order(reads):
         component = config.stages[name]
-        inputs = {str(ref): planned[ref].hash for ref in sorted(references(component))}
+        inputs = {str(ref): planned[ref].hash for ref in reads[name]}
         own_seed = getattr(component, "seed", "run")
         stage_seed = seed if own_seed == "run" else own_seed
         identity = {"stage": resolved(component, registry, inputs), "world": world, "seed": stage_seed}
@@ -102,19 +103,19 @@ def once_per_component(function: Callable[[Component], Any]) -> Callable[[Compon
     return cached
 
 
-def in_order(stages: Mapping[str, Component]) -> list[str]:
-    """Stage names, inputs first, otherwise as the spec lists them. Raises SpecError on a cycle."""
+def in_order(reads: Mapping[str, Sequence[str]]) -> list[str]:
+    """Stage names, those that a stage reads before it, otherwise as the spec lists them. Raises SpecError on a cycle."""
     order: list[str] = []
 
     def visit(name: str, path: tuple[str, ...]) -> None:
         if name in path:
             raise SpecError(f"stages read each other in a circle: {' → '.join([*path[path.index(name) :], name])}")
         if name not in order:
-            for ref in sorted(references(stages[name])):
+            for ref in reads[name]:
                 visit(ref, (*path, name))
             order.append(name)
 
-    for name in stages:
+    for name in reads:
         visit(name, ())
     return order
 
@@ -135,6 +136,8 @@ def components(value: Any) -> Iterator[Component]:
 
 
 def parts(value: Any) -> list[Any]:
+    if value is None or isinstance(value, str | int | float):
+        return []
     if isinstance(value, BaseModel):
         return [getattr(value, name) for name in type(value).model_fields]
     if isinstance(value, Mapping):

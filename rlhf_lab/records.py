@@ -63,11 +63,14 @@ def compact(results: Path) -> dict[str, pd.DataFrame]:
 
 
 def tidy(name: str, rows: list[dict[str, Any]]) -> pd.DataFrame:
-    """A frame with the promised columns first, whatever the rows hold."""
+    """A frame with the promised columns first, whatever the rows hold; a column has one type, text where it has several."""
     frame = pd.DataFrame(rows)
     for column in COLUMNS[name]:
         if column not in frame:
             frame[column] = math.nan
+    for column in filter(lambda column: pd.api.types.is_object_dtype(frame[column]), frame.columns):
+        if len({type(value) for value in frame[column].dropna()}) > 1:  # such as an axis over "none" and 0.5
+            frame[column] = frame[column].map(str, na_action="ignore")
     return frame[[*COLUMNS[name], *(c for c in frame.columns if c not in COLUMNS[name])]]
 
 

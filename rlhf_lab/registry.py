@@ -89,7 +89,7 @@ class Registry:
         if isinstance(value, str):
             value = {"name": value}
         if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
-            raise ValueError(f"a {kind} is a name, or a mapping with a 'name' in it: one of {', '.join(self.names(kind))}")
+            raise ValueError(f"{kind} must be a name, or a mapping with a 'name' in it: one of {', '.join(self.names(kind))}")
         parameters = {key: item for key, item in value.items() if key != "name"}
         component = self.get(kind, value["name"]).component
         if isinstance(component, Preset):

@@ -5,6 +5,7 @@ The same command resumes, extends or does nothing: a stage that is in the store 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -42,11 +43,13 @@ def results_folder(experiment: str, root: Path | None) -> Path:
 
 
 def prepare(sweep: Sweep, plan: Plan, results: Path, plugin_files: Sequence[Path]) -> None:
-    """Writes the plan and a run.json for each run; what stands there already is left as it is."""
+    """Writes the plan and a run.json for each run; a run that is finished keeps the revision that it was computed with."""
     git = git_state(sweep.folder)
     for run in plan.runs:
+        file = results / "runs" / run.run_id / "run.json"
+        computed_with = read_json(file).get("git", {}) if is_finished(results, run) else git
         write_json(
-            results / "runs" / run.run_id / "run.json",
+            file,
             {
                 "run_id": run.run_id,
                 "arm": run.arm,
@@ -57,7 +60,7 @@ def prepare(sweep: Sweep, plan: Plan, results: Path, plugin_files: Sequence[Path
                 "spec_folder": str(sweep.folder),
                 "store": str(results / "stages"),
                 "plugin_files": [str(path) for path in plugin_files],
-                "git": git,
+                "git": computed_with,
             },
         )
     write_json(
@@ -73,9 +76,11 @@ def prepare(sweep: Sweep, plan: Plan, results: Path, plugin_files: Sequence[Path
 
 
 def is_finished(results: Path, run: PlannedRun) -> bool:
-    status = results / "runs" / run.run_id / "status.json"
+    folder = results / "runs" / run.run_id
+    status = folder / "status.json"
     return (
         status.is_file()
+        and (folder / "run.json").is_file()
         and read_json(status)["status"] == "done"
         and all(is_committed(results / "stages" / stage.hash) for stage in run.stages)
     )
@@ -110,19 +115,27 @@ def run_sweep(sweep: Sweep, plan: Plan, results: Path, plugin_files: Sequence[Pa
     finally:
         for worker in pool:
             worker.stop()
+        for slot in slots:
+            if slot.ident is not None:
+                slot.join(10)
+        for worker in pool:
+            worker.close()
         compact(results)
     return outcome
 
 
 def work(worker: Worker, pending: queue.SimpleQueue[str], results: Path, outcome: Outcome, listen: Listen) -> None:
-    """One slot of the pool: takes runs until there are none."""
-    while True:
+    """One slot of the pool: takes runs until there are none, or it is stopped."""
+    while not worker.stopped:
         try:
             run_id = pending.get_nowait()
         except queue.Empty:
             return
         listen(run_id, {"event": "started"})
-        end = worker.run(results / "runs" / run_id, lambda event, run_id=run_id: listen(run_id, event))
+        try:
+            end = worker.run(results / "runs" / run_id, lambda event, run_id=run_id: listen(run_id, event))
+        except Exception as error:  # a full disk, no more processes: the other runs may still have luck
+            end = {"status": "failed", "error": f"{type(error).__name__}: {error}"}
         if end["status"] == "done":
             outcome.done.append(run_id)
         else:
@@ -143,44 +156,55 @@ class Worker:
         }
         self.process: subprocess.Popen[str] | None = None
         self.stopped = False
+        self.lock = threading.Lock()
 
     def run(self, run_dir: Path, listen: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
         """Executes one run and waits for it; returns its status and error."""
         process = self._started()
+        if process is None:
+            return {"status": "interrupted", "error": "the sweep was stopped"}
         try:
             process.stdin.write(f"{run_dir}\n")
             process.stdin.flush()
-            for line in process.stdout:
-                event = json.loads(line)
-                if event["event"] == "finished":
+            for event in map(parsed, process.stdout):
+                if event.get("event") == "finished":
                     return read_json(run_dir / "status.json")
-                listen(event)
+                if event:
+                    listen(event)
         except BrokenPipeError:
             pass
         return self._died(run_dir)
 
-    def _started(self) -> subprocess.Popen[str]:
-        if self.process is None or self.process.poll() is not None:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "rlhf_lab.worker", "--serve"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-                env=self.environment,
-                start_new_session=True,
-            )
-        return self.process
+    def _started(self) -> subprocess.Popen[str] | None:
+        """The process; None once the sweep is stopped. -P: nothing is imported from the working directory."""
+        with self.lock:
+            if self.stopped:
+                return None
+            if self.process is None or self.process.poll() is not None:
+                self.process = subprocess.Popen(
+                    [sys.executable, "-P", "-m", "rlhf_lab.worker", "--serve"],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    text=True,
+                    env=self.environment,
+                    start_new_session=True,
+                )
+            return self.process
 
     def _died(self, run_dir: Path) -> dict[str, Any]:
         code = self.process.wait()
-        why = f"killed by signal {-code} ({signal.Signals(-code).name}; out of memory?)" if code < 0 else f"exit code {code}"
-        status = {"status": "interrupted" if self.stopped else "failed", "error": f"the worker process ended: {why}"}
+        self.close()
+        if self.stopped:
+            status = {"status": "interrupted", "error": "the sweep was stopped"}
+        else:
+            status = {"status": "failed", "error": f"the worker process ended: {cause_of_death(code)}"}
         write_json(run_dir / "status.json", status)
         return status
 
     def stop(self) -> None:
         """Ends the process and whatever it started."""
-        self.stopped = True
+        with self.lock:
+            self.stopped = True
         if self.process is not None and self.process.poll() is None:
             try:
                 os.killpg(self.process.pid, signal.SIGTERM)
@@ -190,3 +214,26 @@ class Worker:
             except subprocess.TimeoutExpired:
                 os.killpg(self.process.pid, signal.SIGKILL)
                 self.process.wait()
+
+    def close(self) -> None:
+        """Lets go of the pipes of a process that has ended."""
+        if self.process is not None and self.process.poll() is not None:
+            for pipe in (self.process.stdin, self.process.stdout):
+                with contextlib.suppress(BrokenPipeError):
+                    pipe.close()
+
+
+def cause_of_death(code: int) -> str:
+    """What a return code says; the kernel kills with SIGKILL what needs more memory than there is."""
+    if code >= 0:
+        return f"exit code {code}"
+    return f"killed by {signal.Signals(-code).name}{' (out of memory?)' if -code == signal.SIGKILL else ''}"
+
+
+def parsed(line: str) -> dict[str, Any]:
+    """An event; empty for a line that is none, such as one that was cut off or what a library printed."""
+    try:
+        event = json.loads(line)
+    except json.JSONDecodeError:
+        return {}
+    return event if isinstance(event, dict) else {}

@@ -242,24 +242,38 @@ def with_presets(raw: Mapping[str, Any], delta: Mapping[str, Any], source: _Sour
         except ValueError as error:
             raise SpecError(f"{where}: {error}") from None
         raw = merge(raw, preset_values(preset))
-    return with_default_lists(_placed(source.where(*loc), merge, dict(raw), delta), source)
+    return with_default_components(_placed(source.where(*loc), merge, dict(raw), delta), source)
 
 
-def with_default_lists(raw: dict[str, Any], source: _Source) -> dict[str, Any]:
-    """`raw` with the default where a stage leaves out a list of components, or is said to change single items of it.
+def with_default_components(raw: dict[str, Any], source: _Source) -> dict[str, Any]:
+    """`raw` with the default written out where a stage leaves out a component, or names parameters of it only.
 
-    So `rl.objective.ppo_clip.eps: 0.1` means the term of the default list as it means one of a list that is written out.
+    So `rl.critic.learning_rate: 1e-4` and `rl.objective.ppo_clip.eps: 0.1` mean the default critic and the term of the
+    default list, as they mean those that the spec writes out.
     """
     filled = dict(raw)
-    for stage, parameters in raw.items():
-        if stage in RunConfig.model_fields or not isinstance(parameters, dict | str | None):
-            continue
-        owner = _component_class(source.registry, "stage", _with_stage_name(stage, parameters))
-        for key, info in getattr(owner, "model_fields", {}).items():
-            given = (as_mapping(filled[stage]) or {}).get(key, {})
-            if isinstance(info.default, list) and slot_kind(info) and isinstance(given, dict):
-                where = source.where("base", stage, key)
-                filled[stage] = {**(as_mapping(filled[stage]) or {}), key: _placed(where, merge, info.default, given)}
+    for key, given in raw.items():
+        owner = (
+            None if key in RunConfig.model_fields else _component_class(source.registry, "stage", _with_stage_name(key, given))
+        )
+        if owner is not None:
+            where = source.where("base", key)
+            filled[key] = _placed(where, _filled, source.registry, owner, as_mapping(given) or {})
+    return filled
+
+
+def _filled(registry: Registry, owner: Any, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters of a component of class `owner`, with the names of its default components."""
+    filled = dict(parameters)
+    for key, info in owner.model_fields.items():
+        kind = slot_kind(info)
+        if kind and isinstance(info.default, str | list):
+            given = filled.get(key, {})
+            bare = isinstance(given, dict) and "name" not in given
+            filled[key] = merge(info.default, given) if bare else given
+        inner = _component_class(registry, kind, filled.get(key))
+        if inner is not None and isinstance(filled[key], dict):
+            filled[key] = _filled(registry, inner, filled[key])
     return filled
 
 

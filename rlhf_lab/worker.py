@@ -14,13 +14,12 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from rlhf_lab.context import StageContext
 from rlhf_lab.errors import LabError, SpecError
-from rlhf_lab.plan import PlannedStage, _fingerprint, plan_stages
+from rlhf_lab.plan import PlannedStage, components, fingerprint_reader, plan_stages
 from rlhf_lab.provenance import provenance
 from rlhf_lab.registry import Registry, discover
 from rlhf_lab.spec import RunConfig, validate_run
@@ -50,7 +49,7 @@ def compute_run(run_dir: Path, say: Say) -> None:
     registry = discover([Path(path) for path in run["plugin_files"]])
     config = validate_run(run["config"], registry)
     spec_folder, store = Path(run["spec_folder"]), Path(run["store"])
-    stages = plan_stages(config, run["seed"], registry, cache(lambda component: _fingerprint(component, spec_folder)))
+    stages = plan_stages(config, run["seed"], registry, fingerprint_reader(spec_folder))
     if (now := {stage.name: stage.hash for stage in stages}) != run["stages"]:
         changed = sorted(name for name in now if now[name] != run["stages"].get(name))
         raise SpecError(
@@ -94,8 +93,6 @@ def compute_stage(
 
 
 def used(config: RunConfig, stage: PlannedStage, registry: Registry) -> list[Any]:
-    from rlhf_lab.plan import components
-
     roots = (stage.component, config.data, config.model, config.template)
     return [registry.registration_of(part) for root in roots for part in components(root)]
 
@@ -132,11 +129,18 @@ def output_to(path: Path) -> Iterator[None]:
 
 
 def serve() -> None:
-    """Runs named on standard input, one per line, until it ends."""
+    """Runs named on standard input, one per line, until it ends.
+
+    Where nobody listens any more the sweep was killed: then the process ends at once, so that the sweep that resumes
+    does not meet it at the same stage.
+    """
     channel = os.fdopen(os.dup(1), "w", buffering=1)
 
     def say(**event: Any) -> None:
-        channel.write(json.dumps(event) + "\n")
+        try:
+            channel.write(json.dumps(event) + "\n")
+        except BrokenPipeError:
+            os._exit(1)
 
     for line in sys.stdin:
         run_dir = Path(line.rstrip("\n"))

@@ -40,25 +40,47 @@ def tokenizer(pad: str | None = "<pad>"):
     model = Tokenizer(WordLevel({word: i for i, word in enumerate(VOCABULARY)}, unk_token="<unk>"))
     model.pre_tokenizer = WhitespaceSplit()
     padding = {} if pad is None else {"pad_token": pad}
-    return PreTrainedTokenizerFast(tokenizer_object=model, bos_token="<bos>", eos_token="<eos>", unk_token="<unk>",
-                                   clean_up_tokenization_spaces=False, **padding)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=model,
+        bos_token="<bos>",
+        eos_token="<eos>",
+        unk_token="<unk>",
+        clean_up_tokenization_spaces=False,
+        **padding,
+    )
 
 
 def causal_lm(architecture: str = "llama", *, seed: int = 0, spread: float = 0.4, width: int = 16):
-    """A model whose weights are N(0, spread²): its next-token laws have about one nat less than a uniform one."""
+    """A model whose weights are N(0, spread²): its laws have about half a nat less than a uniform one; with 0 it is uniform."""
     from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
-    shared = {"vocab_size": len(VOCABULARY), "initializer_range": spread, "eos_token_id": EOS, "bos_token_id": BOS,
-              "pad_token_id": PAD}
+    shared = {
+        "vocab_size": len(VOCABULARY),
+        "initializer_range": spread,
+        "eos_token_id": EOS,
+        "bos_token_id": BOS,
+        "pad_token_id": PAD,
+    }
     if architecture == "llama":
-        config = LlamaConfig(hidden_size=width, intermediate_size=2 * width, num_hidden_layers=2, num_attention_heads=2,
-                             max_position_embeddings=CONTEXT, tie_word_embeddings=True, **shared)
+        config = LlamaConfig(
+            hidden_size=width,
+            intermediate_size=2 * width,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=CONTEXT,
+            tie_word_embeddings=True,
+            **shared,
+        )
     else:
-        config = GPT2Config(n_embd=width, n_layer=2, n_head=2, n_positions=CONTEXT, resid_pdrop=0.0, embd_pdrop=0.0,
-                            attn_pdrop=0.0, **shared)
+        config = GPT2Config(
+            n_embd=width, n_layer=2, n_head=2, n_positions=CONTEXT, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, **shared
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return AutoModelForCausalLM.from_config(config).eval()
+        model = AutoModelForCausalLM.from_config(config).eval()
+    if spread == 0:
+        model.get_output_embeddings().weight.data.zero_()
+    return model
 
 
 def encoder(pad: str | None = "<pad>") -> Encoder:
@@ -109,8 +131,12 @@ def plain_scalars(model, ids: list[int]) -> list[float]:
 
 def tokens_of(rollout) -> list[tuple[list[int], list[int]]]:
     """(prompt ids, response ids) of each sequence, without padding."""
-    return [(prompt[there].tolist(), response[mask].tolist()) for prompt, there, response, mask in
-            zip(rollout.prompt_ids_BP, rollout.prompt_mask_BP, rollout.response_ids_BT, rollout.mask_BT, strict=True)]
+    return [
+        (prompt[there].tolist(), response[mask].tolist())
+        for prompt, there, response, mask in zip(
+            rollout.prompt_ids_BP, rollout.prompt_mask_BP, rollout.response_ids_BT, rollout.mask_BT, strict=True
+        )
+    ]
 
 
 def ids_of(text: str) -> list[int]:
@@ -213,6 +239,16 @@ class FirstToken(Component):
         return lambda rollout: Scores(table[rollout.response_ids_BT[:, 0]])
 
 
+class Root(Component):
+    """√(number of `w1` − number of `w2`): NaN where there are more of the latter."""
+
+    kind, name = "reward", "root"
+
+    def open(self, ctx):
+        plain = WordScore().open(ctx)
+        return lambda rollout: plain(rollout).scores_B.sqrt()
+
+
 class OffReference(Component):
     """A policy whose reference is another model than the one it starts from: the seam that step 0 must catch."""
 
@@ -231,7 +267,7 @@ class OffReference(Component):
 
 @hookimpl
 def register_components(register):
-    for component in (TinyData, TwoPrompts, TinyModel, WordScore, FirstToken, OffReference):
+    for component in (TinyData, TwoPrompts, TinyModel, WordScore, FirstToken, Root, OffReference):
         register(component)
 
 
@@ -247,15 +283,18 @@ def registry():
 
 def component(kind: str, value):
     """A component by name and parameters, as a spec would ask for it."""
-    return registry().choose(kind, copy.deepcopy(value), {"registry": registry(), "stages": ["sft", "reward_model", "comparisons", "rl"]})
+    return registry().choose(
+        kind, copy.deepcopy(value), {"registry": registry(), "stages": ["sft", "reward_model", "comparisons", "rl"]}
+    )
 
 
-def context(stage: str, parameters: dict, folder: Path, world: Path, *, seed: int = 0, inputs=None, data="tiny",
-            model="tiny") -> StageContext:
+def context(
+    stage: str, parameters: dict, folder: Path, world: Path, *, seed: int = 0, inputs=None, data="tiny", model="tiny"
+) -> StageContext:
     """The context of one stage, whose inputs are the folders of `world` unless `inputs` names others."""
     raw = {"data": data, "model": model, "sft": {}, "reward_model": {}, "comparisons": {"labeler": "words"}, "rl": {}}
     config = validate_run({**copy.deepcopy(raw), stage: {"name": stage, **copy.deepcopy(parameters)}}, registry())
-    found = {"sft": world / "sft", "reward_model": world / "reward_model", **(inputs or {})}
+    found = {name: world / name for name in raw} | (inputs or {})
     return StageContext(config, stage, seed, folder, found, folder)
 
 

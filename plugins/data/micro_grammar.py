@@ -94,7 +94,7 @@ def clause_edges() -> dict[str, dict[str, float]]:
         "we": {"verb": 1.0}, "verb": {"its": 1.0}, "its": {"object": 1.0}, "object": close,
         "that": {"is": 1.0}, "is": {"one": 1.0}, "one": {"degree": 0.3, "kind": 0.7},
         "degree": {"degree": 0.15, "kind": 0.85}, "kind": {"thing": 1.0}, "thing": close,
-        "stop": {END: 0.30, "next": 0.70}, "bang": {"bang": 0.25, END: 0.25, "next": 0.50}, "link": {"next": 1.0},
+        "stop": {END: 0.30, "next": 0.70}, "bang": {"bang": 0.08, END: 0.31, "next": 0.61}, "link": {"next": 1.0},
     }  # fmt: skip
 
 

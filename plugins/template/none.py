@@ -1,5 +1,9 @@
 """The prompt as it is."""
 
+from __future__ import annotations
+
+from typing import Any
+
 from rlhf_lab.contracts import Component, hookimpl
 
 
@@ -8,7 +12,7 @@ class NoTemplate(Component):
 
     kind, name = "template", "none"
 
-    def format(self, prompt, tokenizer):
+    def format(self, prompt: str, tokenizer: Any) -> str:
         return prompt
 
 

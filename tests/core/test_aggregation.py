@@ -8,11 +8,14 @@ from rlhf_lab.aggregation import weights
 MASK = torch.tensor([[1, 1, 1, 0], [1, 0, 0, 0]], dtype=torch.bool)
 
 
-@pytest.mark.parametrize("how, expected", [
-    ("token_mean", [[1 / 4, 1 / 4, 1 / 4, 0], [1 / 4, 0, 0, 0]]),
-    ("sequence_mean", [[1 / 6, 1 / 6, 1 / 6, 0], [1 / 2, 0, 0, 0]]),
-    ("constant", [[1 / 16, 1 / 16, 1 / 16, 0], [1 / 16, 0, 0, 0]]),
-])
+@pytest.mark.parametrize(
+    "how, expected",
+    [
+        ("token_mean", [[1 / 4, 1 / 4, 1 / 4, 0], [1 / 4, 0, 0, 0]]),
+        ("sequence_mean", [[1 / 6, 1 / 6, 1 / 6, 0], [1 / 2, 0, 0, 0]]),
+        ("constant", [[1 / 16, 1 / 16, 1 / 16, 0], [1 / 16, 0, 0, 0]]),
+    ],
+)
 def test_by_hand(how, expected):
     torch.testing.assert_close(weights(MASK, how, 8), torch.tensor(expected))
 

@@ -26,11 +26,23 @@ REVERSE = exact_gradient(lambda log_pi: (log_pi.exp() * (log_pi - LOG_REF)).sum(
 FORWARD = exact_gradient(lambda log_pi: (LOG_REF.exp() * (LOG_REF - log_pi)).sum())
 
 
-@pytest.mark.parametrize("name, d, expected", [
-    ("k1", 0.5, 0.5), ("k2", 0.5, 0.125), ("k3", 0.5, 0.1065306597), ("abs", 0.5, 0.5),
-    ("k1", -0.5, -0.5), ("k2", -0.5, 0.125), ("k3", -0.5, math.exp(0.5) - 1.5), ("abs", -0.5, 0.5),
-    ("k1", 0.0, 0.0), ("k2", 0.0, 0.0), ("k3", 0.0, 0.0), ("abs", 0.0, 0.0),
-])
+@pytest.mark.parametrize(
+    "name, d, expected",
+    [
+        ("k1", 0.5, 0.5),
+        ("k2", 0.5, 0.125),
+        ("k3", 0.5, 0.1065306597),
+        ("abs", 0.5, 0.5),
+        ("k1", -0.5, -0.5),
+        ("k2", -0.5, 0.125),
+        ("k3", -0.5, math.exp(0.5) - 1.5),
+        ("abs", -0.5, 0.5),
+        ("k1", 0.0, 0.0),
+        ("k2", 0.0, 0.0),
+        ("k3", 0.0, 0.0),
+        ("abs", 0.0, 0.0),
+    ],
+)
 def test_by_hand(name, d, expected):
     assert ESTIMATORS[name](torch.tensor(d, dtype=torch.float64)).item() == pytest.approx(expected, abs=1e-10)
 
@@ -42,7 +54,9 @@ def test_k3_is_never_negative_and_k1_may_be():
 
 def test_k1_and_k3_are_unbiased_k2_and_abs_are_not():
     pi, d = pi_and_ratio(LOGITS)
-    kl = torch.distributions.kl_divergence(torch.distributions.Categorical(pi), torch.distributions.Categorical(LOG_REF.exp())).item()
+    kl = torch.distributions.kl_divergence(
+        torch.distributions.Categorical(pi), torch.distributions.Categorical(LOG_REF.exp())
+    ).item()
     assert (pi * k1(d)).sum().item() == pytest.approx(kl, abs=1e-12)
     assert (pi * k3(d)).sum().item() == pytest.approx(kl, abs=1e-12)
     assert abs((pi * k2(d)).sum().item() - kl) > 0.05

@@ -16,9 +16,15 @@ def results(tmp_path):
     add_run(tmp_path, "bbbb", seed=1, axes={"rl.kl.beta": 0.2}, stages={"sft": "s0", "rl": "r1"})
     add_run(tmp_path, "aaaa", seed=0, axes={"rl.kl.beta": 0.02}, stages={"sft": "s0", "rl": "r0"})
     add_stage(tmp_path, "s0", [{"stage": "sft", "step": 0, "split": "train", "loss": 2.5}])
-    add_stage(tmp_path, "r0", [{"stage": "rl", "step": 0, "split": "train", "kl": 0.0, "reward_gold": None, "beta": 1e999},
-                               {"stage": "rl", "step": 1, "split": "train", "kl": 0.1 + 0.2}],
-              samples=[{"stage": "rl", "step": 0, "prompt": "x", "response": "y", "reward_proxy": 1.5, "reward_gold": None}])
+    add_stage(
+        tmp_path,
+        "r0",
+        [
+            {"stage": "rl", "step": 0, "split": "train", "kl": 0.0, "reward_gold": None, "beta": 1e999},
+            {"stage": "rl", "step": 1, "split": "train", "kl": 0.1 + 0.2},
+        ],
+        samples=[{"stage": "rl", "step": 0, "prompt": "x", "response": "y", "reward_proxy": 1.5, "reward_gold": None}],
+    )
     (tmp_path / "plan.json").write_text(json.dumps({"runs": ["bbbb", "aaaa"]}))
     return tmp_path
 
@@ -28,7 +34,9 @@ def add_run(results, run_id, *, seed, axes, stages, status="done"):
     folder.mkdir(parents=True)
     run = {"run_id": run_id, "arm": "base", "axes": axes, "seed": seed, "stages": stages, "store": str(results / "stages")}
     (folder / "run.json").write_text(json.dumps(run))
-    (folder / "status.json").write_text(json.dumps({"status": status, "seconds": 2.0, "packages": {"torch": "2"}, "device": "cpu"}))
+    (folder / "status.json").write_text(
+        json.dumps({"status": status, "seconds": 2.0, "packages": {"torch": "2"}, "device": "cpu"})
+    )
 
 
 def add_stage(results, name, rows, samples=(), committed=True):
@@ -92,11 +100,18 @@ def test_rebuilding_gives_the_same_bytes_and_states_the_schema(results):
     assert not [p for p in results.iterdir() if p.name.startswith(".")]
 
 
-@pytest.mark.parametrize("value, label", [
-    (0.02, 0.02), ("gae", "gae"), (True, True), ([1, 2], "[1, 2]"), ({"name": "rloo"}, "rloo"),
-    ({"name": "adaptive", "target": 6, "gain": 0.1}, "adaptive(target=6, gain=0.1)"),
-    ({"name": "a", "source": {"name": "b", "x": 1}}, "a(source=b(x=1))"),
-])
+@pytest.mark.parametrize(
+    "value, label",
+    [
+        (0.02, 0.02),
+        ("gae", "gae"),
+        (True, True),
+        ([1, 2], "[1, 2]"),
+        ({"name": "rloo"}, "rloo"),
+        ({"name": "adaptive", "target": 6, "gain": 0.1}, "adaptive(target=6, gain=0.1)"),
+        ({"name": "a", "source": {"name": "b", "x": 1}}, "a(source=b(x=1))"),
+    ],
+)
 def test_axis_labels(value, label):
     assert axis_label(value) == label
 
@@ -104,5 +119,5 @@ def test_axis_labels(value, label):
 def test_what_is_not_there_is_said(tmp_path):
     with pytest.raises(DataError, match="no table 'losses'; there are runs, steps, samples"):
         load(tmp_path, "losses")
-    with pytest.raises(DataError, match="does not exist; is .* the folder of a finished sweep"):
+    with pytest.raises(DataError, match=r"does not exist; is .* the folder of a finished sweep"):
         load(tmp_path)

@@ -21,7 +21,9 @@ SCORES = torch.tensor([2.0, -1.0, 0.5, 0.0], dtype=torch.float64)
 def rollout(n):
     ids = torch.zeros(n, 1, dtype=torch.long)
     mask = torch.ones(n, 1, dtype=torch.bool)
-    return Rollout(("x",) * n, tuple(f"y{i}" for i in range(n)), ids, mask, ids, mask, torch.ones(n, dtype=torch.bool), torch.arange(n))
+    return Rollout(
+        ("x",) * n, tuple(f"y{i}" for i in range(n)), ids, mask, ids, mask, torch.ones(n, dtype=torch.bool), torch.arange(n)
+    )
 
 
 @pytest.mark.parametrize("estimator", ["k1", "k2", "k3", "abs"])

@@ -8,12 +8,24 @@ import torch
 from rlhf_lab.schedule import rate, set_rates
 
 
-@pytest.mark.parametrize("schedule, step, floor, expected", [
-    ("constant", 0, 0.0, 1.0), ("constant", 9, 0.0, 1.0), ("constant", 9, 0.1, 1.0),
-    ("linear", 0, 0.0, 1.0), ("linear", 5, 0.0, 0.5), ("linear", 10, 0.0, 0.0), ("linear", 5, 0.2, 0.6), ("linear", 10, 0.2, 0.2),
-    ("cosine", 0, 0.1, 1.0), ("cosine", 5, 0.1, 0.55), ("cosine", 10, 0.1, 0.1),
-    ("cosine", 10 / 3, 0.0, 0.75), ("cosine", 20 / 3, 0.0, 0.25),  # cos 60° = 1/2
-])
+@pytest.mark.parametrize(
+    "schedule, step, floor, expected",
+    [
+        ("constant", 0, 0.0, 1.0),
+        ("constant", 9, 0.0, 1.0),
+        ("constant", 9, 0.1, 1.0),
+        ("linear", 0, 0.0, 1.0),
+        ("linear", 5, 0.0, 0.5),
+        ("linear", 10, 0.0, 0.0),
+        ("linear", 5, 0.2, 0.6),
+        ("linear", 10, 0.2, 0.2),
+        ("cosine", 0, 0.1, 1.0),
+        ("cosine", 5, 0.1, 0.55),
+        ("cosine", 10, 0.1, 0.1),
+        ("cosine", 10 / 3, 0.0, 0.75),
+        ("cosine", 20 / 3, 0.0, 0.25),  # cos 60° = 1/2
+    ],
+)
 def test_without_warm_up(schedule, step, floor, expected):
     assert rate(step, 10, schedule, floor=floor) == pytest.approx(expected, abs=1e-12)
 

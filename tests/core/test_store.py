@@ -87,7 +87,9 @@ def test_a_stage_is_computed_once(tmp_path):
 
     assert compute_once(tmp_path / "s", compute) and not compute_once(tmp_path / "s", compute)
     assert calls == [tmp_path / "s"]
-    assert read_json(tmp_path / "s" / COMMIT) == {"sub/x": {"size": 5, "blake2b": hashlib.blake2b(b"hello", digest_size=16).hexdigest()}}
+    assert read_json(tmp_path / "s" / COMMIT) == {
+        "sub/x": {"size": 5, "blake2b": hashlib.blake2b(b"hello", digest_size=16).hexdigest()}
+    }
 
 
 def test_what_a_failed_attempt_left_is_removed(tmp_path):

@@ -7,7 +7,14 @@ import torch
 from tiny_world import EOS, VOCABULARY, causal_lm, encoder, next_laws, plain_logprobs, tokens_of
 
 from rlhf_lab.contracts import Rollout
-from rlhf_lab.lm.logprobs import entropy, gather_logprobs, make_head_input_contiguous, position_ids, response_logits, response_logprobs
+from rlhf_lab.lm.logprobs import (
+    entropy,
+    gather_logprobs,
+    make_head_input_contiguous,
+    position_ids,
+    response_logits,
+    response_logprobs,
+)
 
 PROMPTS = ["w0", "w3 w1 w2 w5", "w7 w7", "w4"]
 RESPONSES = ["w4 w5 w6", "w2", "", "w1 w1 w9 w10"]
@@ -23,8 +30,12 @@ def shifted(rollout: Rollout, left: int, right: int, filler: int) -> Rollout:
     """The same sequences with more padding on both sides."""
     pad = torch.nn.functional.pad
     return dataclasses.replace(
-        rollout, prompt_ids_BP=pad(rollout.prompt_ids_BP, (left, 0), value=filler), prompt_mask_BP=pad(rollout.prompt_mask_BP, (left, 0)),
-        response_ids_BT=pad(rollout.response_ids_BT, (0, right), value=filler), mask_BT=pad(rollout.mask_BT, (0, right)))
+        rollout,
+        prompt_ids_BP=pad(rollout.prompt_ids_BP, (left, 0), value=filler),
+        prompt_mask_BP=pad(rollout.prompt_mask_BP, (left, 0)),
+        response_ids_BT=pad(rollout.response_ids_BT, (0, right), value=filler),
+        mask_BT=pad(rollout.mask_BT, (0, right)),
+    )
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
@@ -37,7 +48,7 @@ def test_padding_left_right_or_none(model, temperature, left, right):
     for b, (prompt, response) in enumerate(tokens_of(rollout)):
         expected = plain_logprobs(model, prompt, response, temperature)
         assert got_BT[b, : len(response)].tolist() == pytest.approx(expected, abs=TOLERANCE)
-        assert (got_BT[b, len(response):] == 0).all()
+        assert (got_BT[b, len(response) :] == 0).all()
 
 
 def test_what_the_padding_is_changes_nothing(model):

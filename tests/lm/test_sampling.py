@@ -20,7 +20,14 @@ def rng(seed=0):
 
 
 def sampled(model, *, prompts=PROMPTS, seed=0, pad="<pad>", temperature=1.0, **keywords):
-    return rollout(model, encoder(pad), prompts, rng(seed), **{"samples": 4, "response_length": LENGTH, **keywords}, temperature=temperature)
+    return rollout(
+        model,
+        encoder(pad),
+        prompts,
+        rng(seed),
+        **{"samples": 4, "response_length": LENGTH, **keywords},
+        temperature=temperature,
+    )
 
 
 @pytest.fixture(params=["llama", "gpt2"])
@@ -99,7 +106,9 @@ def test_recorded_log_probs_are_those_of_the_sampling_law(model, temperature):
     got = sampled(model, temperature=temperature)
     assert torch.allclose(got.logprobs_BT, response_logprobs(model, got, temperature), atol=1e-5)
     for b, (prompt, response) in enumerate(tokens_of(got)):
-        assert got.logprobs_BT[b, : len(response)].tolist() == pytest.approx(plain_logprobs(model, prompt, response, temperature), abs=1e-5)
+        assert got.logprobs_BT[b, : len(response)].tolist() == pytest.approx(
+            plain_logprobs(model, prompt, response, temperature), abs=1e-5
+        )
     assert (got.logprobs_BT[~got.mask_BT] == 0).all()
     if temperature != 1:
         assert (got.logprobs_BT - response_logprobs(model, got, 1.0)).abs().max() > 0.1
@@ -122,7 +131,11 @@ def test_it_stops_when_all_have_ended():
     model = causal_lm()
     calls = []
     model.register_forward_pre_hook(lambda module, inputs: calls.append(module))
-    ended = [got for got in (sampled(model, prompts=["w0"], samples=1, seed=seed, response_length=20) for seed in range(12)) if got.ended_B.all()]
+    ended = [
+        got
+        for got in (sampled(model, prompts=["w0"], samples=1, seed=seed, response_length=20) for seed in range(12))
+        if got.ended_B.all()
+    ]
     lengths = [int(got.mask_BT.sum()) for got in ended]
     assert len(ended) > 3 and min(lengths) < 10
     assert [got.response_ids_BT.shape for got in ended] == [(1, n) for n in lengths]

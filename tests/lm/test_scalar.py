@@ -25,8 +25,12 @@ def scalar_model(architecture="llama", pooling="last", seed=3):
 def widened(rollout, left, right):
     pad = torch.nn.functional.pad
     return dataclasses.replace(
-        rollout, prompt_ids_BP=pad(rollout.prompt_ids_BP, (left, 0), value=5), prompt_mask_BP=pad(rollout.prompt_mask_BP, (left, 0)),
-        response_ids_BT=pad(rollout.response_ids_BT, (0, right), value=5), mask_BT=pad(rollout.mask_BT, (0, right)))
+        rollout,
+        prompt_ids_BP=pad(rollout.prompt_ids_BP, (left, 0), value=5),
+        prompt_mask_BP=pad(rollout.prompt_mask_BP, (left, 0)),
+        response_ids_BT=pad(rollout.response_ids_BT, (0, right), value=5),
+        mask_BT=pad(rollout.mask_BT, (0, right)),
+    )
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
@@ -37,7 +41,9 @@ def test_a_padded_batch_scores_like_single_texts(architecture, pooling, left, ri
     """Over the response tokens with their EOS; gain and bias after pooling."""
     model = scalar_model(architecture, pooling)
     rollout = encoder().encode(PROMPTS, RESPONSES)
-    expected = [POOLINGS[pooling](plain_scalars(model, prompt + response)[len(prompt):]) for prompt, response in tokens_of(rollout)]
+    expected = [
+        POOLINGS[pooling](plain_scalars(model, prompt + response)[len(prompt) :]) for prompt, response in tokens_of(rollout)
+    ]
     wide = widened(rollout, left, right)
     assert model.raw_scores(wide).tolist() == pytest.approx(expected, abs=1e-5)
     model.gain, model.bias = 2.5, -1.0
@@ -107,7 +113,9 @@ def test_saving_and_loading_changes_no_bit(tmp_path, pooling):
     model.gain, model.bias = 1 / 3, -0.1
     model.save(tmp_path, tokenizer())
     loaded = load_scalar_model(tmp_path)
-    assert torch.equal(loaded.scores(rollout), model.scores(rollout)) and torch.equal(loaded.values(rollout), model.values(rollout))
+    assert torch.equal(loaded.scores(rollout), model.scores(rollout)) and torch.equal(
+        loaded.values(rollout), model.values(rollout)
+    )
     assert (loaded.pooling, loaded.gain, loaded.bias) == (pooling, 1 / 3, -0.1)
     assert not list(tmp_path.glob("*.bin")) + list(tmp_path.glob("*.pt"))
 

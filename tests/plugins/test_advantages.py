@@ -6,11 +6,11 @@ import math
 import numpy as np
 import pytest
 import torch
+
+from rlhf_lab.contracts import AdvantageInputs
 from rlhf_lab_plugins.advantage.gae import GAE, gae
 from rlhf_lab_plugins.advantage.monte_carlo import MonteCarlo, discounted_returns
 from rlhf_lab_plugins.advantage.rloo import RLOO, leave_one_out
-
-from rlhf_lab.contracts import AdvantageInputs
 
 ESTIMATORS = [GAE(), GAE(gamma=0.9, lam=0.5), MonteCarlo(), MonteCarlo(gamma=0.7), RLOO()]
 LENGTHS = (4, 1, 6, 3)
@@ -22,8 +22,14 @@ def batch(seed=0, width=6, filler=0.0, lengths=LENGTHS, groups=(0, 0, 1, 1)):
     rewards_BT, values_BT = (torch.full((len(lengths), width), filler, dtype=torch.float64) for _ in range(2))
     for b, n in enumerate(lengths):
         rewards_BT[b, :n], values_BT[b, :n] = torch.tensor(rng.normal(size=n)), torch.tensor(rng.normal(size=n))
-    return AdvantageInputs(rewards_BT, mask_BT, torch.zeros(len(lengths)), torch.tensor(groups),
-                           torch.ones(len(lengths), dtype=torch.bool), values_BT)
+    return AdvantageInputs(
+        rewards_BT,
+        mask_BT,
+        torch.zeros(len(lengths)),
+        torch.tensor(groups),
+        torch.ones(len(lengths), dtype=torch.bool),
+        values_BT,
+    )
 
 
 def row(*values):
@@ -83,18 +89,22 @@ def test_a_masked_gap_neither_contributes_nor_decays(estimator):
     """Tokens that are not the policy's own (tools, several turns) leave the rest as if they were cut out."""
     whole = batch(lengths=(5,), width=5, groups=(0,))
     keep = torch.tensor([True, True, False, False, True])
-    cut = dataclasses.replace(whole, rewards_BT=whole.rewards_BT[:, keep], values_BT=whole.values_BT[:, keep],
-                              mask_BT=whole.mask_BT[:, keep])
+    cut = dataclasses.replace(
+        whole, rewards_BT=whole.rewards_BT[:, keep], values_BT=whole.values_BT[:, keep], mask_BT=whole.mask_BT[:, keep]
+    )
     gapped = estimator.estimate(dataclasses.replace(whole, mask_BT=keep[None]), {})
     assert torch.allclose(gapped.advantages_BT[:, keep], estimator.estimate(cut, {}).advantages_BT, atol=1e-12)
     assert (gapped.advantages_BT[:, ~keep] == 0).all()
 
 
-@pytest.mark.parametrize("returns, expected", [
-    ([1.0, 3.0], [-2.0, 2.0]),  # each minus the other
-    ([0.0, 3.0, 6.0], [-4.5, 0.0, 4.5]),
-    ([0.0, 0.0, 0.0, 4.0], [-4 / 3, -4 / 3, -4 / 3, 4.0]),
-])
+@pytest.mark.parametrize(
+    "returns, expected",
+    [
+        ([1.0, 3.0], [-2.0, 2.0]),  # each minus the other
+        ([0.0, 3.0, 6.0], [-4.5, 0.0, 4.5]),
+        ([0.0, 0.0, 0.0, 4.0], [-4 / 3, -4 / 3, -4 / 3, 4.0]),
+    ],
+)
 def test_rloo_by_hand(returns, expected):
     got = leave_one_out(torch.tensor(returns, dtype=torch.float64), torch.zeros(len(returns)))
     assert got.tolist() == pytest.approx(expected, abs=1e-12)
@@ -146,8 +156,14 @@ def test_padding_changes_nothing(estimator, filler):
 def test_the_order_of_the_sequences_changes_nothing(estimator):
     order = torch.tensor([3, 1, 0, 2])
     inputs = batch()
-    shuffled = dataclasses.replace(inputs, **{field.name: getattr(inputs, field.name)[order] for field in dataclasses.fields(inputs)
-                                              if getattr(inputs, field.name) is not None})
+    shuffled = dataclasses.replace(
+        inputs,
+        **{
+            field.name: getattr(inputs, field.name)[order]
+            for field in dataclasses.fields(inputs)
+            if getattr(inputs, field.name) is not None
+        },
+    )
     plain, moved = estimator.estimate(inputs, {}), estimator.estimate(shuffled, {})
     torch.testing.assert_close(moved.advantages_BT, plain.advantages_BT[order], atol=1e-12, rtol=0)
 

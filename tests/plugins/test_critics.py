@@ -44,9 +44,14 @@ def test_from_a_language_model_it_gets_a_fresh_head(open_stage, world):
     assert all(torch.equal(value, backbone[key]) for key, value in one.backbone.state_dict().items())
 
 
-@pytest.mark.parametrize("parameters, untouched", [
-    ({}, ()), ({"freeze_embeddings": True}, ("embed_tokens",)), ({"adaptation": "lora", "lora_rank": 2}, ("base_layer", "embed_tokens", "norm")),
-])
+@pytest.mark.parametrize(
+    "parameters, untouched",
+    [
+        ({}, ()),
+        ({"freeze_embeddings": True}, ("embed_tokens",)),
+        ({"adaptation": "lora", "lora_rank": 2}, ("base_layer", "embed_tokens", "norm")),
+    ],
+)
 def test_gradients_reach_what_is_to_be_trained(open_stage, parameters, untouched):
     values = critic(open_stage, **parameters)
     (values.values(ROLLOUT) * ROLLOUT.mask_BT).sum().backward()
@@ -69,7 +74,10 @@ def test_none_builds_nothing(open_stage):
     assert component("critic", "none").build(None, None) is None
 
 
-@pytest.mark.parametrize("needy", [{"advantage": "gae", "objective": ["ppo_clip"]}, {"advantage": "monte_carlo", "objective": ["ppo_clip", "value_clip"]}])
+@pytest.mark.parametrize(
+    "needy",
+    [{"advantage": "gae", "objective": ["ppo_clip"]}, {"advantage": "monte_carlo", "objective": ["ppo_clip", "value_clip"]}],
+)
 def test_none_is_refused_where_values_are_needed(open_stage, needy):
     with pytest.raises(ValueError, match="need values, but critic is 'none'"):
         open_stage("rl", {"reward": "words", "critic": "none", **needy})

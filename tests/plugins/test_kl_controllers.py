@@ -5,14 +5,17 @@ import math
 
 import pytest
 from pydantic import ValidationError
+from tiny_world import registry
+
 from rlhf_lab_plugins.kl_controller.adaptive import Adaptive
 from rlhf_lab_plugins.kl_controller.fixed import Fixed
-from tiny_world import registry
 
 RELEASED_CODE = {"beta": 0.15, "target": 6.0, "gain": 512 / 10_000, "clip": 0.2}
 
 
-@pytest.mark.parametrize("kl, expected", [(12, 0.151536), (7.2, 0.151536), (6, 0.15), (3, 0.148464), (6.6, 0.15 * (1 + 0.0512 * 0.1))])
+@pytest.mark.parametrize(
+    "kl, expected", [(12, 0.151536), (7.2, 0.151536), (6, 0.15), (3, 0.148464), (6.6, 0.15 * (1 + 0.0512 * 0.1))]
+)
 def test_the_released_codes_numbers(kl, expected):
     """lm-human-preferences, style tasks: n = 512, horizon = 10000, clip ± 0.2."""
     controller = Adaptive(**RELEASED_CODE)
@@ -63,8 +66,20 @@ def test_fixed_stays():
     assert Fixed(beta=0.0).start() == {"beta": 0.0}
 
 
-@pytest.mark.parametrize("wrong", [{"target": 0}, {"target": -6}, {"target": math.inf}, {"beta": 0}, {"beta": math.nan}, {"gain": 0},
-                                   {"gain": 1.5}, {"clip": 0}, {"horizon": 10_000}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"target": 0},
+        {"target": -6},
+        {"target": math.inf},
+        {"beta": 0},
+        {"beta": math.nan},
+        {"gain": 0},
+        {"gain": 1.5},
+        {"clip": 0},
+        {"horizon": 10_000},
+    ],
+)
 def test_what_cannot_control_is_refused(wrong):
     with pytest.raises(ValidationError):
         registry().choose("kl_controller", {"name": "adaptive", **wrong})

@@ -4,12 +4,12 @@ import math
 
 import pytest
 import torch
+
+from rlhf_lab.contracts import Minibatch, PolicyOutput
 from rlhf_lab_plugins.objective.entropy import Entropy
 from rlhf_lab_plugins.objective.ppo_clip import PPOClip, clipped_surrogate
 from rlhf_lab_plugins.objective.pretrain_mix import PretrainMix
 from rlhf_lab_plugins.objective.value_clip import ValueClip, clipped_value_loss
-
-from rlhf_lab.contracts import Minibatch, PolicyOutput
 
 MASK = torch.tensor([[1, 1, 0], [1, 1, 1]], dtype=torch.bool)
 TOKEN_MEAN = MASK.double() / 5
@@ -26,17 +26,24 @@ def matrix(*rows):
     return torch.tensor(rows, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("advantage, ratio, slope", [
-    *[(1.0, ratio, -1.0) for ratio in (0.5, 0.8, 0.9, 1.0, 1.1)], (1.0, 1.5, 0.0),
-    (-1.0, 0.5, 0.0), *[(-1.0, ratio, 1.0) for ratio in (0.9, 1.0, 1.1, 1.5)],
-])
+@pytest.mark.parametrize(
+    "advantage, ratio, slope",
+    [
+        *[(1.0, ratio, -1.0) for ratio in (0.5, 0.8, 0.9, 1.0, 1.1)],
+        (1.0, 1.5, 0.0),
+        (-1.0, 0.5, 0.0),
+        *[(-1.0, ratio, 1.0) for ratio in (0.9, 1.0, 1.1, 1.5)],
+    ],
+)
 def test_slope_of_the_clipped_surrogate(advantage, ratio, slope):
     ratio = torch.tensor(ratio, dtype=torch.float64, requires_grad=True)
     clipped_surrogate(ratio, torch.tensor(advantage, dtype=torch.float64), 0.2).backward()
     assert ratio.grad.item() == slope
 
 
-@pytest.mark.parametrize("advantage, ratio, loss", [(2.0, 1.5, -2.4), (2.0, 0.5, -1.0), (-2.0, 1.5, 3.0), (-2.0, 0.5, 1.6), (0.0, 9.0, 0.0)])
+@pytest.mark.parametrize(
+    "advantage, ratio, loss", [(2.0, 1.5, -2.4), (2.0, 0.5, -1.0), (-2.0, 1.5, 3.0), (-2.0, 0.5, 1.6), (0.0, 9.0, 0.0)]
+)
 def test_the_clipped_surrogate_is_pessimistic(advantage, ratio, loss):
     """−min(ρA, clip(ρ)A) with ε = 0.2: the clip limits what is gained, never what is lost."""
     got = clipped_surrogate(torch.tensor(ratio, dtype=torch.float64), torch.tensor(advantage, dtype=torch.float64), 0.2)
@@ -59,22 +66,30 @@ def test_ppo_and_its_metrics_by_hand():
 def test_at_ratio_1_the_gradient_is_that_of_the_policy_gradient():
     logprobs = matrix([-1.0, -2.0, 0.0], [-0.5, -1.5, -0.1]).requires_grad_()
     advantages = matrix([0.3, -0.7, 0.0], [1.1, 0.2, -2.0])
-    PPOClip().loss(PolicyOutput(logprobs), minibatch(old_logprobs_BT=logprobs.detach(), advantages_BT=advantages)).value.backward()
+    PPOClip().loss(
+        PolicyOutput(logprobs), minibatch(old_logprobs_BT=logprobs.detach(), advantages_BT=advantages)
+    ).value.backward()
     assert torch.allclose(logprobs.grad, -SEQUENCE_MEAN * advantages, atol=1e-12)
 
 
 def test_eps_is_the_clip_range():
-    new, batch = PolicyOutput(matrix([2.0, 1.0, 1.0], [1.0, 1.0, 1.0]).log()), minibatch(TOKEN_MEAN, advantages_BT=MASK.double())
+    new, batch = (
+        PolicyOutput(matrix([2.0, 1.0, 1.0], [1.0, 1.0, 1.0]).log()),
+        minibatch(TOKEN_MEAN, advantages_BT=MASK.double()),
+    )
     assert PPOClip(eps=0.5).loss(new, batch).value.item() == pytest.approx(-(1.5 + 4) / 5)
 
 
-@pytest.mark.parametrize("value, old, ret, loss", [
-    (1.0, 1.0, 3.0, 2.0),  # unmoved: ½ · 2²
-    (1.5, 1.0, 3.0, 1.62),  # moved by more than ε towards the return: the clipped 1.2 counts, ½ · 1.8²
-    (1.1, 1.0, 3.0, 1.805),  # within ε: ½ · 1.9²
-    (0.5, 1.0, 3.0, 3.125),  # moved away: the plain loss is larger, ½ · 2.5²
-    (4.0, 1.0, 3.0, 1.62),  # overshot: clipped ½ · 1.8² against ½ · 1²
-])
+@pytest.mark.parametrize(
+    "value, old, ret, loss",
+    [
+        (1.0, 1.0, 3.0, 2.0),  # unmoved: ½ · 2²
+        (1.5, 1.0, 3.0, 1.62),  # moved by more than ε towards the return: the clipped 1.2 counts, ½ · 1.8²
+        (1.1, 1.0, 3.0, 1.805),  # within ε: ½ · 1.9²
+        (0.5, 1.0, 3.0, 3.125),  # moved away: the plain loss is larger, ½ · 2.5²
+        (4.0, 1.0, 3.0, 1.62),  # overshot: clipped ½ · 1.8² against ½ · 1²
+    ],
+)
 def test_value_loss_by_hand(value, old, ret, loss):
     tensors = [torch.tensor(x, dtype=torch.float64) for x in (value, old, ret)]
     assert clipped_value_loss(*tensors, 0.2).item() == pytest.approx(loss, abs=1e-12)
@@ -91,7 +106,9 @@ def test_value_term_and_its_metric():
     """Four values unmoved (loss ½ R²), one moved past the clip."""
     values, old = matrix([0, 0, 9], [0, 0, 1.0]), matrix([0, 0, 0], [0, 0, 0])
     returns = matrix([1, 2, 9], [1, 2, 3])
-    loss = ValueClip().loss(PolicyOutput(values, values_BT=values), minibatch(TOKEN_MEAN, old_values_BT=old, returns_BT=returns))
+    loss = ValueClip().loss(
+        PolicyOutput(values, values_BT=values), minibatch(TOKEN_MEAN, old_values_BT=old, returns_BT=returns)
+    )
     assert loss.value.item() == pytest.approx((0.5 + 2 + 0.5 + 2 + 0.5 * 2.8**2) / 5)
     assert loss.metrics["value_clip_fraction"].item() == pytest.approx(1 / 5)
 
@@ -106,7 +123,9 @@ def test_the_pretraining_term_is_the_token_mean_whatever_the_aggregation():
     assert PretrainMix().loss(PolicyOutput(logprobs), minibatch()).value.item() == pytest.approx(2.0)
 
 
-@pytest.mark.parametrize("term, needs", [(PPOClip(), set()), (ValueClip(), {"values"}), (Entropy(), {"entropy"}), (PretrainMix(), {"pretrain"})])
+@pytest.mark.parametrize(
+    "term, needs", [(PPOClip(), set()), (ValueClip(), {"values"}), (Entropy(), {"entropy"}), (PretrainMix(), {"pretrain"})]
+)
 def test_terms_say_what_they_need(term, needs):
     assert term.needs == needs
 

@@ -9,7 +9,11 @@ from rlhf_lab.lm.files import load_causal_lm
 from rlhf_lab.lm.logprobs import response_logprobs
 
 PROMPTS = ["w0", "w3 w1 w2 w5", "w7 w7"]
-KINDS = {"full": {}, "frozen_embeddings": {"freeze_embeddings": True}, "lora": {"adaptation": "lora", "lora_rank": 4, "lora_alpha": 8.0}}
+KINDS = {
+    "full": {},
+    "frozen_embeddings": {"freeze_embeddings": True},
+    "lora": {"adaptation": "lora", "lora_rank": 4, "lora_alpha": 8.0},
+}
 
 
 @pytest.fixture(params=KINDS)
@@ -64,8 +68,11 @@ def test_what_is_saved_is_what_was_trained(policy, tmp_path):
     disturb(policy)
     rollout = sampled(policy)
     policy.save(tmp_path / "saved")
-    assert torch.allclose(response_logprobs(load_causal_lm(tmp_path / "saved"), rollout), policy.forward(rollout, temperature=1.0).logprobs_BT,
-                          atol=1e-5)
+    assert torch.allclose(
+        response_logprobs(load_causal_lm(tmp_path / "saved"), rollout),
+        policy.forward(rollout, temperature=1.0).logprobs_BT,
+        atol=1e-5,
+    )
     assert {p.name for p in (tmp_path / "saved").iterdir()} >= {"model.safetensors", "config.json", "tokenizer.json"}
     assert torch.allclose(sampled(policy).logprobs_BT, rollout.logprobs_BT)  # saving changed nothing in place
 
@@ -103,8 +110,10 @@ def test_dropout_is_off(policy):
 
 
 def test_the_adapter_comes_from_the_seed_of_the_run(open_stage):
-    one, same, other = ([p.detach().clone() for name, p in build(open_stage, "lora", seed).module.named_parameters() if "lora_A" in name]
-                        for seed in (0, 0, 1))
+    one, same, other = (
+        [p.detach().clone() for name, p in build(open_stage, "lora", seed).module.named_parameters() if "lora_A" in name]
+        for seed in (0, 0, 1)
+    )
     assert all(torch.equal(a, b) for a, b in zip(one, same, strict=True))
     assert not any(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
@@ -120,14 +129,18 @@ def test_an_adapter_is_alpha_over_r_times_b_a(open_stage):
     assert torch.allclose(layer(x), x @ (layer.base_layer.weight + 8 / 4 * b @ a).T, atol=1e-5)
 
 
-@torch.no_grad()
 def test_an_sft_model_that_was_an_adapter_is_the_reference(run_stage, open_stage):
     """Trained with an adapter and dropout, merged and saved: KL at the start is still 0, with a fresh adapter on top."""
     sft = run_stage("sft", {"adaptation": "lora", "lora_rank": 4, "dropout": 0.3, "learning_rate": 0.02, "log_samples": 0})
-    cfg, ctx = open_stage("rl", {"reward": "words", "policy": {"name": "causal_lm", **KINDS["lora"]}}, inputs={"sft": sft.folder})
+    cfg, ctx = open_stage(
+        "rl", {"reward": "words", "policy": {"name": "causal_lm", **KINDS["lora"]}}, inputs={"sft": sft.folder}
+    )
     policy = cfg.policy.build(ctx)
     rollout, saved = sampled(policy), load_causal_lm(sft.folder)
-    for logprobs_BT in (policy.forward(rollout, temperature=1.0).logprobs_BT, policy.reference_logprobs(rollout, temperature=1.0)):
+    for logprobs_BT in (
+        policy.forward(rollout, temperature=1.0).logprobs_BT,
+        policy.reference_logprobs(rollout, temperature=1.0),
+    ):
         assert torch.allclose(logprobs_BT, response_logprobs(saved, rollout), atol=1e-5)
 
 

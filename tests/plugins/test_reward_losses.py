@@ -6,9 +6,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from rlhf_lab_plugins.reward_loss.kwise import KWise, Pairwise, pairwise_losses
 
 from rlhf_lab.contracts import Ranking
+from rlhf_lab_plugins.reward_loss.kwise import KWise, Pairwise, pairwise_losses
 
 
 def loss(scores, ratings, mask=None):
@@ -19,8 +19,11 @@ def loss(scores, ratings, mask=None):
 
 def by_pairs(scores, ratings):
     """−log σ(r_w − r_l) averaged over the untied pairs, one by one; and how many there are."""
-    terms = [math.log1p(math.exp(-(scores[w] - scores[l]))) for w, l in itertools.permutations(range(len(scores)), 2)
-             if ratings[w] > ratings[l]]
+    terms = [
+        math.log1p(math.exp(-(scores[w] - scores[n])))
+        for w, n in itertools.permutations(range(len(scores)), 2)
+        if ratings[w] > ratings[n]
+    ]
     return (sum(terms) / len(terms) if terms else 0.0), len(terms)
 
 
@@ -72,7 +75,9 @@ def test_padding_of_k_changes_nothing(filler):
     mask_BK = torch.tensor([[True] * 3, [True, True, False]])
     values_B = pairwise_losses(scores_BK, ratings_BK, mask_BK)
     values_B.sum().backward()
-    assert values_B.tolist() == pytest.approx([by_pairs([0.3, -1.0, 2.0], [0, 2, 1])[0], by_pairs([1.5, 0.2], [1, 0])[0]], abs=1e-6)
+    assert values_B.tolist() == pytest.approx(
+        [by_pairs([0.3, -1.0, 2.0], [0, 2, 1])[0], by_pairs([1.5, 0.2], [1, 0])[0]], abs=1e-6
+    )
     assert scores_BK.grad.isfinite().all() and scores_BK.grad[1, 2] == 0
 
 

@@ -1,0 +1,53 @@
+"""Several reward models as one, more careful than any of them."""
+
+from typing import Literal
+
+import torch
+
+from rlhf_lab.contracts import Component, Scores, hookimpl, param, slot
+from rlhf_lab_plugins.reward.composed import Composed
+
+
+def combined(scores_KB, how, coefficient):
+    """mean: (1/K) Σ r_i. worst_case: min_i r_i. uncertainty_weighted: mean − λ (1/K) Σ (r_i − mean)².
+
+    The last is the population variance, not the standard deviation (Coste et al. 2023, section 3.2).
+    """
+    if how == "worst_case":
+        return scores_KB.amin(0)
+    penalty_B = coefficient * scores_KB.var(0, correction=0) if how == "uncertainty_weighted" else 0.0
+    return scores_KB.mean(0) - penalty_B
+
+
+class Ensemble(Component):
+    """Mean of K rewards, their minimum, or their mean minus λ times their population variance.
+
+    Members should be in one unit (the reward model's `normalize`), and differ by seed and order of the data. Columns
+    `member_0` … and `member_variance`, in score and squared score. Source: Coste et al. 2023, section 3.2 (K = 5).
+    """
+
+    kind, name = "reward", "ensemble"
+    members: list[slot("reward")] = param(..., "the rewards", min_length=2)
+    how: Literal["mean", "worst_case", "uncertainty_weighted"] = param("worst_case", "how they become one")
+    coefficient: float = param(
+        0.5,
+        "λ, of uncertainty_weighted",
+        ge=0,
+        allow_inf_nan=False,
+        unit="1/score",
+        source="Coste et al. 2023: best for best-of-n",
+    )
+
+    def open(self, ctx):
+        return Composed(self.members, ctx, self.score)
+
+    def score(self, rollout, parts):
+        scores_KB = torch.stack([part.scores_B for part in parts])
+        columns = {f"member_{i}": scores_B for i, scores_B in enumerate(scores_KB)}
+        variance = {"member_variance": scores_KB.var(0, correction=0)}
+        return Scores(combined(scores_KB, self.how, self.coefficient), columns | variance)
+
+
+@hookimpl
+def register_components(register):
+    register(Ensemble)
