@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from functools import cached_property
@@ -11,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from rlhf_lab.checkpoint import Checkpoint, json_safe, newest_checkpoint, write_checkpoint
+from rlhf_lab.errors import Interrupted
 from rlhf_lab.store import json_row
 from rlhf_lab.streams import stream, torch_stream
 
@@ -19,7 +22,11 @@ if TYPE_CHECKING:
 
 
 class StageContext:
-    """Everything a stage may touch. `report(done, total)` is called as work proceeds."""
+    """Everything a stage may touch.
+
+    `report(done, total, text)` is called as work proceeds; `checkpoint_every` is in seconds; `stop_requested()` turns
+    true when the process has been asked to end.
+    """
 
     def __init__(
         self,
@@ -30,10 +37,13 @@ class StageContext:
         inputs: Mapping[str, Path],
         spec_folder: Path,
         report: Callable[[int, int, str], None] = lambda done, total, text: None,
+        checkpoint_every: float = math.inf,
+        stop_requested: Callable[[], bool] = lambda: False,
     ) -> None:
         self.config, self.stage, self.seed, self.folder = config, stage, seed, folder
         self.inputs, self.spec_folder, self.report = inputs, spec_folder, report
-        self._started = time.monotonic()
+        self.checkpoint_every, self.stop_requested = checkpoint_every, stop_requested
+        self._saved = time.monotonic()
 
     # Randomness
 
@@ -71,6 +81,22 @@ class StageContext:
     @property
     def device(self) -> torch.device:
         return self.accelerator.device
+
+    # Going on after an interruption
+
+    def resume(self) -> Checkpoint | None:
+        """Where an earlier process left off, if it did: the tables are cut back to that step."""
+        return newest_checkpoint(self.folder)
+
+    def step_done(self, step: int, snapshot: Callable[[], tuple[dict[str, torch.Tensor], dict[str, Any]]]) -> None:
+        """Called between steps: saves a checkpoint if one is due. Raises Interrupted, after saving, if asked to stop."""
+        stop = self.stop_requested()
+        if stop or time.monotonic() - self._saved >= self.checkpoint_every:
+            tensors, state = snapshot()
+            write_checkpoint(self.folder, Checkpoint(step, tensors, json_safe(state)))
+            self._saved = time.monotonic()
+        if stop:
+            raise Interrupted(f"stage {self.stage} was stopped after step {step}; the same command goes on from there")
 
     # What the stage writes
 

@@ -33,3 +33,9 @@ class RewardError(LabError):
 
 class NumericsError(LabError):
     """A number that must hold does not: a loss is not finite, or KL at step 0 is not 0."""
+
+
+class Interrupted(LabError):
+    """A stage stopped at the end of a step because it was asked to; its checkpoint is complete."""
+
+    exit_code = 75

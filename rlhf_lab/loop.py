@@ -15,6 +15,7 @@ from torch import Tensor
 
 from rlhf_lab import masked, rewards
 from rlhf_lab.aggregation import Aggregation
+from rlhf_lab.checkpoint import Checkpoint, load_optimizer, optimizer_tensors
 from rlhf_lab.context import StageContext
 from rlhf_lab.contracts import AdvantageInputs, Component, PolicyOutput, Rollout, Scores, StageRef, param, slot
 from rlhf_lab.ema import WeightAverage
@@ -144,10 +145,12 @@ def train(cfg: RL, ctx: StageContext) -> None:
     actors = open_actors(cfg, ctx)
     policy, prompts = actors.policy, usable_prompts(cfg, ctx, actors.policy, "train")
     evaluator = Evaluator(cfg, ctx, actors, usable_prompts(cfg, ctx, policy, "validation"))
+    start = restore(actors, evaluator, ctx.resume())
     prompts_per_step = cfg.batch_size // cfg.samples_per_prompt
-    with ctx.accelerator.autocast():
-        evaluator.measure(0, actors)
-    for step in range(cfg.steps):
+    if start == 0:
+        with ctx.accelerator.autocast():
+            evaluator.measure(0, actors)
+    for step in range(start, cfg.steps):
         set_rates(actors.optimizer, rate(step, cfg.steps, cfg.schedule, warmup=cfg.warmup_steps, warmup_from=cfg.warmup_from))
         beta = actors.kl_state["beta"]
         with torch.no_grad(), ctx.accelerator.autocast():
@@ -196,8 +199,48 @@ def train(cfg: RL, ctx: StageContext) -> None:
             with actors.average.applied(), ctx.accelerator.autocast():
                 evaluator.measure(step + 1, actors)
         ctx.report(step + 1, cfg.steps, f"kl {row['kl']:.2f}  reward {row['reward_proxy']:.2f}")
+        ctx.step_done(step + 1, lambda: snapshot(actors, evaluator))
     with actors.average.applied():
         policy.save(ctx.folder / "policy")
+
+
+def snapshot(actors: Actors, evaluator: Evaluator) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """All that step n gives to step n + 1, as tensors and as JSON."""
+    tensors = {f"average.{name}": value for name, value in actors.average.average.items()}
+    for label, actor in (("policy", actors.policy), ("critic", actors.critic)):
+        if actor is not None:
+            tensors |= {f"{label}.{name}": p for name, p in actor.module.named_parameters() if p.requires_grad}
+    if evaluator.baseline_gold_B is not None:
+        tensors["baseline_gold_B"] = evaluator.baseline_gold_B
+    scorers = {label: scorer.state_dict() for label, scorer in scorers_with_state(actors).items()}
+    state = {"kl": actors.kl_state, "advantage": dict(actors.advantage_state), "scorers": scorers}
+    return tensors | optimizer_tensors(actors.optimizer), state
+
+
+@torch.no_grad()
+def restore(actors: Actors, evaluator: Evaluator, checkpoint: Checkpoint | None) -> int:
+    """Puts a snapshot back; returns the step to go on with."""
+    if checkpoint is None:
+        return 0
+    tensors = checkpoint.tensors
+    for label, actor in (("policy", actors.policy), ("critic", actors.critic)):
+        for name, parameter in actor.module.named_parameters() if actor is not None else ():
+            if parameter.requires_grad:
+                parameter.copy_(tensors[f"{label}.{name}"])
+    for name, value in actors.average.average.items():
+        value.copy_(tensors[f"average.{name}"])
+    load_optimizer(actors.optimizer, tensors)
+    if "baseline_gold_B" in tensors:
+        evaluator.baseline_gold_B = tensors["baseline_gold_B"].to(actors.policy.module.device)
+    actors.kl_state, actors.advantage_state = dict(checkpoint.state["kl"]), dict(checkpoint.state["advantage"])
+    for label, scorer in scorers_with_state(actors).items():
+        scorer.load_state_dict(checkpoint.state["scorers"][label])
+    return checkpoint.step
+
+
+def scorers_with_state(actors: Actors) -> dict[str, Any]:
+    """Reward sources that keep something between calls, such as running moments."""
+    return {label: s for label, s in (("reward", actors.reward), ("gold", actors.gold)) if hasattr(s, "state_dict")}
 
 
 def usable_prompts(cfg: RL, ctx: StageContext, policy: Any, split: str) -> list[str]:

@@ -270,7 +270,7 @@ def _filled(registry: Registry, owner: Any, parameters: Mapping[str, Any]) -> di
         if kind and isinstance(info.default, str | list):
             given = filled.get(key, {})
             bare = isinstance(given, dict) and "name" not in given
-            filled[key] = merge(info.default, given) if bare else given
+            filled[key] = merge({key: info.default}, {key: given})[key] if bare else given
         inner = _component_class(registry, kind, filled.get(key))
         if inner is not None and isinstance(filled[key], dict):
             filled[key] = _filled(registry, inner, filled[key])

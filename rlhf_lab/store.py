@@ -11,7 +11,6 @@ import hashlib
 import json
 import math
 import os
-import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -98,17 +97,27 @@ def commit(folder: Path) -> None:
     write_json(folder / COMMIT, entries)
 
 
+def verify(folder: Path) -> list[str]:
+    """The files of a committed folder that are not what its marker says; empty if all is well."""
+    return [
+        name
+        for name, entry in read_json(folder / COMMIT).items()
+        if not (folder / name).is_file() or file_digest(folder / name) != entry["blake2b"]
+    ]
+
+
 def compute_once(folder: Path, compute: Callable[[Path], None]) -> bool:
-    """Runs `compute(folder)` unless the folder is committed already; one process at a time. True if it computed."""
+    """Runs `compute(folder)` unless the folder is committed already; one process at a time. True if it computed.
+
+    A folder without marker is work that was cut off: `compute` goes on from what it holds, or removes it.
+    """
     if is_committed(folder):
         return False
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if is_committed(folder):
             return False
-        if folder.exists():
-            shutil.rmtree(folder)
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)
         compute(folder)
         commit(folder)
     return True

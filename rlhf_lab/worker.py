@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
+import signal
 import sys
 import time
 import traceback
@@ -17,8 +19,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from rlhf_lab.checkpoint import keep_only_resumable, remove_checkpoints
 from rlhf_lab.context import StageContext
-from rlhf_lab.errors import LabError, SpecError
+from rlhf_lab.errors import Interrupted, LabError, SpecError
 from rlhf_lab.plan import PlannedStage, components, fingerprint_reader, plan_stages
 from rlhf_lab.provenance import provenance
 from rlhf_lab.registry import Registry, discover
@@ -28,14 +31,38 @@ from rlhf_lab.store import compute_once, read_json, write_json
 Say = Callable[..., None]
 
 
-def execute(run_dir: Path, say: Say = lambda **event: None) -> str:
-    """Computes what is missing of one run. Returns its status, `done` or `failed`, which also stands in status.json."""
+class StopFlag:
+    """Turns true at the first SIGTERM or SIGINT: the stage then saves a checkpoint and ends. A second one kills at once,
+    and so does the first one between two runs.
+    """
+
+    def __init__(self) -> None:
+        self.signal, self.busy = 0, True
+
+    def __call__(self) -> bool:
+        return self.signal != 0
+
+    def install(self) -> StopFlag:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._receive)
+        return self
+
+    def _receive(self, number: int, frame: Any) -> None:
+        if self.signal or not self.busy:
+            os._exit(128 + number)
+        self.signal = number
+
+
+def execute(run_dir: Path, say: Say = lambda **event: None, stop: Callable[[], bool] = lambda: False) -> str:
+    """Computes what is missing of one run. Returns its status, `done`, `failed` or `interrupted`; also in status.json."""
     started = time.monotonic()
     write_json(run_dir / "status.json", {"status": "running", "pid": os.getpid()})
     try:
-        compute_run(run_dir, say)
+        compute_run(run_dir, say, stop)
         outcome: dict[str, Any] = {"status": "done"}
         (run_dir / "traceback.txt").unlink(missing_ok=True)
+    except Interrupted as error:
+        outcome = {"status": "interrupted", "error": str(error)}
     except Exception as error:
         (run_dir / "traceback.txt").write_text(traceback.format_exc(), encoding="utf-8")
         message = str(error) if isinstance(error, LabError) else f"{type(error).__name__}: {error}"
@@ -44,7 +71,7 @@ def execute(run_dir: Path, say: Say = lambda **event: None) -> str:
     return outcome["status"]
 
 
-def compute_run(run_dir: Path, say: Say) -> None:
+def compute_run(run_dir: Path, say: Say, stop: Callable[[], bool]) -> None:
     run = read_json(run_dir / "run.json")
     registry = discover([Path(path) for path in run["plugin_files"]])
     config = validate_run(run["config"], registry)
@@ -56,30 +83,31 @@ def compute_run(run_dir: Path, say: Say) -> None:
             f"data, plugins or versions changed since the sweep was planned (stages {', '.join(changed)}); plan it again"
         )
     for stage in stages:
-        report = reporter(say, stage.name)
-        compute_once(
-            store / stage.hash,
-            lambda folder, stage=stage, report=report: compute_stage(
-                folder, stage, config, store, spec_folder, registry, report
-            ),
+        folder = store / stage.hash
+        inputs = {name: store / hash for name, hash in stage.inputs.items()}
+        ctx = StageContext(
+            config,
+            stage.name,
+            stage.seed,
+            folder,
+            inputs,
+            spec_folder,
+            report=reporter(say, stage.name),
+            checkpoint_every=run.get("checkpoint_every", math.inf),
+            stop_requested=stop,
         )
+        compute_once(folder, lambda folder, stage=stage, ctx=ctx: compute_stage(stage, ctx, registry))
 
 
-def compute_stage(
-    folder: Path,
-    stage: PlannedStage,
-    config: RunConfig,
-    store: Path,
-    spec_folder: Path,
-    registry: Registry,
-    report: Callable[[int, int, str], None],
-) -> None:
+def compute_stage(stage: PlannedStage, ctx: StageContext, registry: Registry) -> None:
+    """One stage, from its last checkpoint if an earlier process left one."""
     started = time.monotonic()
-    inputs = {name: store / hash for name, hash in stage.inputs.items()}
-    stage.component.run(StageContext(config, stage.name, stage.seed, folder, inputs, spec_folder, report))
-    sources = {f"{r.kind}/{r.name}": r.source_hash() for r in used(config, stage, registry)}
+    keep_only_resumable(ctx.folder)
+    stage.component.run(ctx)
+    remove_checkpoints(ctx.folder)
+    sources = {f"{r.kind}/{r.name}": r.source_hash() for r in used(ctx.config, stage, registry)}
     write_json(
-        folder / "stage.json",
+        ctx.folder / "stage.json",
         {
             "kind": stage.component.name,
             "parameters": stage.component.model_dump(mode="json"),
@@ -142,11 +170,16 @@ def serve() -> None:
         except BrokenPipeError:
             os._exit(1)
 
+    stop = StopFlag().install()
+    stop.busy = False
     for line in sys.stdin:
-        run_dir = Path(line.rstrip("\n"))
+        run_dir, stop.busy = Path(line.rstrip("\n")), True
         with output_to(run_dir / "log.txt"):
-            status = execute(run_dir, say)
+            status = execute(run_dir, say, stop)
         say(event="finished", status=status)
+        if stop():
+            return
+        stop.busy = False
 
 
 def main() -> int:
@@ -156,8 +189,9 @@ def main() -> int:
     if len(sys.argv) != 2 or not Path(sys.argv[1], "run.json").is_file():
         print("usage: python -m rlhf_lab.worker RUN_DIR   (a folder with run.json in it)", file=sys.stderr)
         return 2
-    status = execute(Path(sys.argv[1]), lambda **event: print(json.dumps(event), flush=True))
-    return 0 if status == "done" else 1
+    stop = StopFlag().install()
+    status = execute(Path(sys.argv[1]), lambda **event: print(json.dumps(event), flush=True), stop)
+    return {"done": 0, "interrupted": 128 + stop.signal}.get(status, 1)
 
 
 if __name__ == "__main__":

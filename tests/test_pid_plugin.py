@@ -55,7 +55,7 @@ def run(tmp_path_factory):
     """The spec with its one line changed, run; the rows of the rl stage."""
     folder = tmp_path_factory.mktemp("pid")
     path = write_spec(folder, axes="axes: {}", seeds="seeds: [0]")
-    path.write_text(path.read_text().replace("kl: {name: fixed, beta: 0.2}", "kl: {name: velocity_pid, beta: 0.1, target: 0.05, d: 0.2}"))
+    path.write_text(path.read_text().replace("kl: {name: fixed, beta: 0.2}", "kl: {name: velocity_pid, beta: 0.1, target: 0.2, d: 0.2}"))
     result = lab("run", path, "--plugin", PID, "rl.steps=6", "rl.learning_rate=0.2", "rl.batch_size=16", "--out", folder / "out", "--quiet")
     assert result.exit_code == 0, result.stderr
     steps = rlhf_lab.load(folder / "out" / "tiny")
@@ -64,8 +64,7 @@ def run(tmp_path_factory):
 
 def test_beta_moves_as_a_hand_computed_pid_of_the_logged_kl(run):
     """Velocity form: log β_{t+1} = log β_t + p Δe + i e + d Δ²e with e before the start 0."""
-    p, i, d, target = 0.5, 0.1, 0.2, 0.05
-    print(run[["kl","beta"]])
+    p, i, d, target = 0.5, 0.1, 0.2, 0.2
     errors = [0.0, 0.0, *((kl - target) / target for kl in run["kl"])]
     log_beta = [math.log(0.1)]
     for before, last, now in zip(errors, errors[1:], errors[2:], strict=False):
@@ -75,5 +74,5 @@ def test_beta_moves_as_a_hand_computed_pid_of_the_logged_kl(run):
 
 def test_the_controller_had_something_to_do(run):
     assert run["step"].tolist() == list(range(6))
-    assert run["kl"].iloc[0] == pytest.approx(0, abs=1e-6) and run["kl"].iloc[-1] > 0.05
+    assert run["kl"].iloc[0] == pytest.approx(0, abs=1e-6) and run["kl"].max() > 0.2
     assert run["beta"].min() < 0.1 < run["beta"].max()

@@ -165,10 +165,10 @@ A2C = Preset(
         "rl.objective": (
             [
                 {"name": "policy_gradient"},
-                {"name": "value_plain", "weight": 0.5},
+                {"name": "value_plain", "weight": 1.0},
                 {"name": "entropy", "weight": 0.01},
             ],
-            "section 8: entropy 0.01; value weight 0.5 as OpenAI Baselines' a2c",
+            "section 8: entropy 0.01; value weight 0.5 on the whole square, as OpenAI Baselines' a2c",
         ),
         "rl.minibatches": (1, "section 4: one update for each batch"),
         "rl.inner_epochs": (1, "section 4: one update for each batch"),

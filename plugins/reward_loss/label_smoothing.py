@@ -10,7 +10,8 @@ class LabelSmoothing(Component):
     """−(1−ε) log σ(r_w − r_l) − ε log σ(r_l − r_w), mean over the untied pairs of a prompt.
 
     ε is the assumed share of flipped labels; the minimum is at r_w − r_l = log((1−ε)/ε) instead of infinity.
-    Source: Szegedy et al. 2016, section 7; for preferences Mitchell 2023 (conservative DPO), Wang et al. 2024 (arXiv 2401.06080).
+    Source: Szegedy et al. 2016, section 7; for preferences Mitchell 2023 (conservative DPO), and Wang et al. 2024
+    (arXiv 2401.06080).
     """
 
     kind, name = "reward_loss", "label_smoothing"

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from rlhf_lab.errors import ModelError
 from rlhf_lab.lm.logprobs import make_head_input_contiguous
@@ -18,7 +19,7 @@ def _pretrained(loader: Any, folder: Path) -> Any:
         model, info = loader.from_pretrained(
             folder, dtype=torch.float32, use_safetensors=True, local_files_only=True, output_loading_info=True
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{folder} holds no model that can be loaded: {' '.join(str(error).split())}") from None
     unfit = {key: sorted(map(str, info[key])) for key in ("missing_keys", "mismatched_keys") if info.get(key)}
     if unfit:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from rlhf_lab.checkpoint import Checkpoint, load_optimizer, optimizer_tensors
 from rlhf_lab.context import StageContext
 from rlhf_lab.contracts import Component, param
 from rlhf_lab.errors import NumericsError
@@ -74,9 +75,10 @@ def fit(
         group["initial_lr"] = cfg.learning_rate
     per_epoch = math.ceil(n_examples / cfg.batch_size)
     total = cfg.epochs * per_epoch
-    for epoch in range(cfg.epochs):
+    start = restore(module, optimizer, ctx.resume())
+    for epoch in range(start // per_epoch, cfg.epochs):
         order = ctx.rng("examples", epoch).permutation(n_examples)
-        for batch in range(per_epoch):
+        for batch in range(max(0, start - epoch * per_epoch), per_epoch):
             step = epoch * per_epoch + batch
             set_rates(optimizer, rate(step, total, cfg.schedule, warmup=cfg.warmup_steps, floor=cfg.floor))
             optimizer.zero_grad(set_to_none=True)
@@ -88,7 +90,28 @@ def fit(
             optimizer.step()
             ctx.log(step, "train", **metrics, grad_norm=norm.item(), learning_rate=optimizer.param_groups[0]["lr"])
             ctx.report(step + 1, total, f"loss {metrics['loss']:.3f}")
+            if batch + 1 < per_epoch:
+                ctx.step_done(step + 1, lambda: (snapshot(module, optimizer), {}))
         after_epoch(epoch, (epoch + 1) * per_epoch)
+        if epoch + 1 < cfg.epochs:
+            ctx.step_done((epoch + 1) * per_epoch, lambda: (snapshot(module, optimizer), {}))
+
+
+def snapshot(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    weights = {f"weights.{name}": p for name, p in module.named_parameters() if p.requires_grad}
+    return weights | optimizer_tensors(optimizer)
+
+
+@torch.no_grad()
+def restore(module: nn.Module, optimizer: torch.optim.Optimizer, checkpoint: Checkpoint | None) -> int:
+    """Puts a snapshot back; returns the step to go on with."""
+    if checkpoint is None:
+        return 0
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            parameter.copy_(checkpoint.tensors[f"weights.{name}"])
+    load_optimizer(optimizer, checkpoint.tensors)
+    return checkpoint.step
 
 
 class dropout_on:

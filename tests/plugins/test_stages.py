@@ -86,12 +86,12 @@ def test_validation_by_plain_forwards_of_the_saved_model(run_stage):
 
 @pytest.mark.parametrize("extra", [{}, {"pretraining_fraction": 0.4}, {"adaptation": "lora", "lora_rank": 2}])
 def test_accumulation_changes_memory_not_numbers(run_stage, extra):
-    """With responses of different lengths, where a mean of means would differ. A large ε keeps Adam from magnifying rounding."""
+    """A mean of means would differ here. A large ε keeps Adam from magnifying round-off."""
     stable = {**QUIET, "batch_size": 12, "adam_eps": 1e-3, "learning_rate": 0.01}
     plain, *others = [run_stage("sft", {**stable, "microbatch_size": size, **extra}) for size in (None, 1, 5)]
     for other in others:
         for mine, theirs in zip(other.rows(), plain.rows(), strict=True):
-            assert mine == pytest.approx(theirs, abs=1e-5)
+            assert mine == pytest.approx(theirs, rel=1e-5, abs=1e-5)
         assert all(torch.allclose(weight, weights(plain)[name], atol=1e-6) for name, weight in weights(other).items())
 
 
@@ -238,7 +238,7 @@ def test_micro_batches_of_rankings_change_memory_not_numbers(run_stage, loss):
     plain, *others = [run_stage("reward_model", {**stable, "microbatch_size": size}) for size in (None, 1, 4)]
     for other in others:
         for mine, theirs in zip(other.rows(), plain.rows(), strict=True):
-            assert mine == pytest.approx(theirs, abs=2e-5)
+            assert mine == pytest.approx(theirs, rel=1e-5, abs=2e-5)
 
 
 def test_normalised_on_samples_it_has_mean_0_and_deviation_1(run_stage, world):

@@ -1,0 +1,340 @@
+"""The enumerable world through the laboratory's own stages: what it trains is measured by enumeration, without sampling error."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from pydantic import ValidationError
+from rlhf_lab_plugins.data.enumerable import Enumerable
+from rlhf_lab_plugins.model.tabular import ContextTable, Tabular, load_table
+from rlhf_lab_plugins.reward.table import Table
+from tiny_world import component, context, registry
+
+import rlhf_lab
+from rlhf_lab import exact
+from rlhf_lab.cli import main
+from rlhf_lab.errors import DataError, ModelError
+from rlhf_lab.frontier import estimated_frontier
+from rlhf_lab.lm.files import load_causal_lm
+from rlhf_lab.lm.logprobs import response_logprobs
+from rlhf_lab.lm.tokens import Encoder
+from rlhf_lab.spec import validate_run
+from rlhf_lab.streams import stream
+
+BETA = 0.5
+DATA = {"name": "enumerable", "words": 3, "length": 3}
+TINY = {"name": "scratch", "hidden_size": 16, "layers": 1, "heads": 2}
+RL = {
+    "policy": "tabular", "critic": "none", "reward": "table", "kl": {"name": "fixed", "beta": BETA}, "objective": ["ppo_clip"],
+    "aggregation": "constant", "whiten_advantages": "none", "max_grad_norm": None, "learning_rate": 0.05, "response_length": 3,
+    "batch_size": 64, "evaluation": {"every": 10_000, "log_samples": 0},
+}  # fmt: skip
+OPTIMISERS = {
+    "ppo": {"advantage": "monte_carlo", "inner_epochs": 4, "minibatches": 2},
+    "rloo": {"advantage": "rloo", "samples_per_prompt": 4, "inner_epochs": 1},
+    "reinforce": {"advantage": "monte_carlo", "inner_epochs": 1},
+}
+
+
+@dataclass(frozen=True)
+class Known:
+    """Everything about the world's prompts: the reference's law and the rewards, each of shape (X, N)."""
+
+    world: object
+    encoder: Encoder
+    everything: list
+    ref_XN: torch.Tensor
+    rewards_XN: torch.Tensor
+
+    def law(self, model) -> torch.Tensor:
+        return torch.stack([
+            exact.response_logprobs(exact.next_token_logprobs(model, rollout, self.world.space), self.world.space)
+            for rollout in self.everything
+        ])  # fmt: skip
+
+    def kl_and_reward(self, law_XN) -> tuple[float, float]:
+        return exact.kl(law_XN, self.ref_XN).mean().item(), exact.expectation(law_XN, self.rewards_XN).mean().item()
+
+    def gap(self, law_XN) -> float:
+        """How far the policy lies below the frontier."""
+        kl, reward = self.kl_and_reward(law_XN)
+        return exact.frontier(self.ref_XN, self.rewards_XN, kl) - reward
+
+
+def known(reference=None, data=DATA, reward=Table()) -> Known:  # noqa: B008
+    """The world with a reference model; default: the table that wrote its demonstrations."""
+    world = component("data", data).open(None)
+    encoder = Encoder(world.tokenizer(), component("template", "none"), world.context)
+    everything = [exact.all_responses(encoder, prompt, world.space) for prompt in world.prompts("validation")]
+    rewards_XN = torch.stack([reward.open(None)(rollout).scores_B.double() for rollout in everything])
+    blank = Known(world, encoder, everything, rewards_XN, rewards_XN)
+    return Known(world, encoder, everything, blank.law(reference or ContextTable(world.language().float())), rewards_XN)
+
+
+@pytest.fixture
+def train(run_stage):
+    def train_(parameters, seed=0, **keywords):
+        return run_stage("rl", {**RL, **parameters}, seed=seed, data=DATA, model="tabular", **keywords)
+
+    return train_
+
+
+# No policy lies above the frontier
+
+
+@pytest.mark.parametrize("optimiser", OPTIMISERS)
+def test_no_trained_policy_lies_above_the_frontier(train, optimiser):
+    """Three seeds, on the way and after an exploit: at β = 0 too, where nothing holds the policy back."""
+    exactly, gaps, distances = known(), [], []
+    for seed, beta, steps in ((0, BETA, 10), (1, BETA, 40), (2, 0.0, 60)):
+        done = train({**OPTIMISERS[optimiser], "steps": steps, "kl": {"name": "fixed", "beta": beta}}, seed=seed)
+        law_XN = exactly.law(load_table(done.folder / "policy"))
+        gaps.append(exactly.gap(law_XN))
+        distances.append(exactly.kl_and_reward(law_XN)[0])
+    assert min(gaps) >= -1e-9
+    assert distances[0] < distances[2] and distances[2] > 0.5
+
+
+@pytest.mark.parametrize("optimiser, bound", [("ppo", 0.03), ("rloo", 0.02), ("reinforce", 0.03)])
+def test_with_steps_enough_it_is_nearly_reached(train, optimiser, bound):
+    """The reference is 1.68 nats from the optimum π* ∝ ref e^{r/β}; what is left of it are steps of Adam and their noise."""
+    exactly = known()
+    best_XN = exact.optimum(exactly.ref_XN, exactly.rewards_XN, BETA)
+    assert exact.kl(exactly.ref_XN, best_XN).mean().item() > 1.6
+    done = train({**OPTIMISERS[optimiser], "steps": 200, "batch_size": 256})
+    law_XN = exactly.law(load_table(done.folder / "policy"))
+    left = exact.kl(law_XN, best_XN).mean().item()
+    assert left < bound
+    assert -1e-9 <= exactly.gap(law_XN) < bound * BETA
+
+
+@pytest.mark.parametrize("n", [2, 8, 64])
+def test_best_of_n_lies_under_the_frontier(n):
+    exactly = known()
+    prompts = zip(exactly.ref_XN, exactly.rewards_XN, strict=True)
+    law_XN = torch.stack([exact.best_of_n(ref_N, rewards_N, n) for ref_N, rewards_N in prompts])
+    assert exactly.gap(law_XN) >= -1e-9
+    assert exactly.kl_and_reward(law_XN)[0] <= np.log(n) - (n - 1) / n
+
+
+def test_ppo_with_a_critic_on_a_transformer_lies_under_the_frontier_of_its_reference(run_stage):
+    """The whole pipeline on the same world: SFT on its demonstrations, then PPO with GAE and a value network."""
+    sft = run_stage("sft", {"epochs": 4, "learning_rate": 0.01, "sample_length": 3}, data=DATA, model=TINY)
+    exactly = known(load_causal_lm(sft.folder))
+    parameters = RL | {"policy": "causal_lm", "advantage": "gae", "objective": ["ppo_clip", "value_clip"], "steps": 40,
+                       "critic": {"name": "value_model", "init": "sft"}, "learning_rate": 0.005}  # fmt: skip
+    for seed, whiten in ((0, "none"), (1, "rollout")):
+        done = run_stage("rl", {**parameters, "whiten_advantages": whiten}, seed=seed, inputs={"sft": sft.folder}, data=DATA,
+                         model=TINY)  # fmt: skip
+        law_XN = exactly.law(load_causal_lm(done.folder / "policy"))
+        kl, reward = exactly.kl_and_reward(law_XN)
+        assert exactly.gap(law_XN) >= -1e-9
+        assert kl > 0.02 and reward > exactly.kl_and_reward(exactly.ref_XN)[1] + 0.1
+
+
+def test_what_is_logged_is_what_enumeration_says(train):
+    """KL and reward of the last evaluation, on 2 × 2000 samples, within 5 standard errors of the exact ones."""
+    exactly = known()
+    done = train({"advantage": "monte_carlo", "steps": 30, "evaluation": {"every": 10_000, "samples": 2000, "log_samples": 0}})
+    law_XN, row = exactly.law(load_table(done.folder / "policy")), done.rows("validation")[-1]
+    kl, reward = exactly.kl_and_reward(law_XN)
+    second = exact.expectation(law_XN, exactly.rewards_XN**2).mean().item()
+    assert row["kl"] == pytest.approx(kl, abs=5 * row["kl_se"]) and kl > 0.1
+    assert row["reward_proxy"] == pytest.approx(reward, abs=5 * np.sqrt((second - reward**2) / 4000))
+
+
+def test_the_frontier_from_samples_of_the_reference(open_stage):
+    """As a language-model world would estimate it: from what the policy samples before it is trained."""
+    exactly = known()
+    policy = tabular_policy()
+    sampled = policy.rollout(exactly.world.prompts("train"), stream(0, "test"), samples=1000, response_length=3, temperature=1.0)
+    frontier = estimated_frontier(Table().open(None)(sampled).scores_B.view(2, 1000).double().numpy())
+    for kl in (0.05, 0.3, 1.0):
+        error = frontier.reward_se_J[np.searchsorted(frontier.kl_J, kl)]
+        expected = exact.frontier(exactly.ref_XN, exactly.rewards_XN, kl)
+        assert frontier.reward_optimal_at_kl(kl) == pytest.approx(expected, abs=4 * error) and error < 0.06
+    assert np.isnan(frontier.reward_optimal_at_kl(5.0))
+
+
+# The policy
+
+
+def tabular_policy(data=DATA):
+    config = validate_run({"data": data, "model": "tabular", "rl": {"name": "rl", **RL}}, registry())
+
+    class Context:
+        def __init__(self):
+            self.data, self.template, self.device = config.data.open(self), config.template, torch.device("cpu")
+            self.base_model = config.model.open(self)
+
+    return config.stages["rl"].policy.build(Context())
+
+
+def test_the_table_is_the_language():
+    """Row by row, by the prompts' own contexts: looked up by name here, by running codes in the model."""
+    exactly = known()
+    for prompt, law_N in zip(exactly.world.prompts("train"), exactly.ref_XN, strict=True):
+        expected = exact.response_logprobs(exactly.world.logprobs(prompt), exactly.world.space)
+        torch.testing.assert_close(law_N, expected, rtol=0, atol=1e-6)
+        assert law_N.exp().sum().item() == pytest.approx(1, abs=1e-13)
+
+
+def test_padding_and_batch_composition_change_nothing():
+    """Prompts of one and of two words side by side, each response with its own length."""
+    policy, prompts = tabular_policy(), ["a", "b a", "a"]
+    together = policy.encode(prompts, ["b", "c a", ""])
+    logprobs_BT = policy.forward(together, temperature=1.0).logprobs_BT
+    for b, (prompt, response) in enumerate(zip(prompts, ["b", "c a", ""], strict=True)):
+        alone = policy.forward(policy.encode([prompt], [response]), temperature=1.0).logprobs_BT[0]
+        assert torch.equal(logprobs_BT[b, : len(alone)], alone) and (logprobs_BT[b, len(alone) :] == 0).all()
+
+
+def test_sampler_and_log_probs_are_of_one_law():
+    """20 000 samples a prompt: each response's share within 5 standard errors, its log-prob the enumerated one."""
+    policy, exactly = tabular_policy(), known()
+    sampled = policy.rollout(["a", "b a"], stream(0, "test"), samples=20_000, response_length=3, temperature=1.0)
+    rescored = response_logprobs(policy.module, sampled)
+    torch.testing.assert_close(sampled.logprobs_BT, rescored, rtol=0, atol=1e-5)
+    place = {y: n for n, y in enumerate(exactly.world.space.responses)}
+    numbers = [place[tuple(ids[mask].tolist())] for ids, mask in zip(sampled.response_ids_BT, sampled.mask_BT, strict=True)]
+    for x in range(2):
+        counted = np.bincount(numbers[20_000 * x : 20_000 * (x + 1)], minlength=len(place)) / 20_000
+        p = exactly.ref_XN[x].exp().numpy()
+        assert (np.abs(counted - p) < 5 * np.sqrt(p * (1 - p) / 20_000)).all()
+    torch.testing.assert_close(rescored.sum(1).double().detach(), torch.cat([exactly.ref_XN[0][numbers[:20_000]],
+                               exactly.ref_XN[1][numbers[20_000:]]]), rtol=0, atol=1e-5)  # fmt: skip
+
+
+def test_reference_stays_and_policy_moves():
+    policy = tabular_policy()
+    rollout = policy.encode(["a"], ["b"])
+    before = policy.reference_logprobs(rollout, temperature=1.0)
+    with torch.no_grad():
+        policy.module.table[:, 0] += 1.0
+    assert torch.equal(policy.reference_logprobs(rollout, temperature=1.0), before)
+    assert not torch.allclose(policy.forward(rollout, temperature=1.0).logprobs_BT, before)
+
+
+def test_gradient_reaches_the_rows_of_the_contexts_only():
+    policy = tabular_policy()
+    policy.forward(policy.encode(["b a"], ["c"]), temperature=1.0).logprobs_BT.sum().backward()
+    touched = policy.module.table.grad.abs().sum(1).nonzero().squeeze(1).tolist()
+    b, a, c = (("<eos>", "a", "b", "c").index(word) for word in ("b", "a", "c"))
+    assert touched == [exact.context_code((b, a), 4), exact.context_code((b, a, c), 4)]
+
+
+def test_save_and_load(tmp_path):
+    policy = tabular_policy()
+    policy.save(tmp_path / "policy")
+    assert torch.equal(load_table(tmp_path / "policy").table, policy.module.table)
+    with pytest.raises(ModelError, match="holds no table"):
+        load_table(tmp_path)
+
+
+def test_responses_longer_than_the_table_are_refused():
+    with pytest.raises(DataError, match="exceed the model's context of 5 tokens"):
+        tabular_policy().rollout(["b a"], stream(0, "test"), response_length=4, temperature=1.0)
+
+
+def test_policy_and_model_say_what_they_need(world, tmp_path):
+    ctx = context("rl", RL, tmp_path, world, data=DATA, model=TINY)
+    with pytest.raises(ModelError, match="set model: tabular"):
+        ctx.config.stages["rl"].policy.build(ctx)
+    with pytest.raises(ModelError, match="set data: enumerable"):
+        Tabular().open(context("rl", {}, tmp_path, world))
+
+
+# Data and reward
+
+
+def test_no_token_but_the_words_and_the_eos():
+    tokenizer = component("data", DATA).open(None).tokenizer()
+    assert tokenizer.get_vocab() == {"<eos>": 0, "a": 1, "b": 2, "c": 3}
+    assert tokenizer.pad_token is tokenizer.bos_token is tokenizer.unk_token is None
+
+
+def test_demonstrations_follow_the_language_given_that_they_end():
+    exactly = known(data={**DATA, "demonstrations": 20_000})
+    shown = exactly.world.demonstrations("train")
+    texts = [rollout.responses for rollout in exactly.everything]
+    for x, prompt in enumerate(exactly.world.prompts("train")):
+        ended_N = exactly.world.space.ended_N
+        p = (exactly.ref_XN[x].exp() * ended_N / (exactly.ref_XN[x].exp() * ended_N).sum()).numpy()
+        completions = [d.completion for d in shown if d.prompt == prompt]
+        place = {text: n for n, text in enumerate(texts[x]) if ended_N[n]}
+        counted = np.bincount([place[text] for text in completions], minlength=len(p)) / len(completions)
+        assert len(completions) == 10_000
+        assert (np.abs(counted - p) < 5 * np.sqrt(p * (1 - p) / len(completions)) + 1e-12).all()
+
+
+def test_splits_share_prompts_but_not_demonstrations():
+    world = component("data", DATA).open(None)
+    assert world.prompts("train") == world.prompts("validation") == ["a", "b a"]
+    assert world.demonstrations("train") != world.demonstrations("validation")
+    assert world.demonstrations("train") == component("data", DATA).open(None).demonstrations("train")
+    assert world.pretraining("train")[0].startswith("a ") or world.pretraining("train")[0] == "a"
+    with pytest.raises(DataError, match="no split 'test'"):
+        world.prompts("test")
+    with pytest.raises(DataError, match="comparisons"):
+        world.rankings("train")
+
+
+@pytest.mark.parametrize("prompts", [["d"], [""], ["a b c"], []])
+def test_prompts_of_another_world_are_refused(prompts):
+    with pytest.raises(ValidationError, match="one or two of the words a b c|at least 1 item"):
+        Enumerable(words=3, prompts=prompts)
+
+
+def test_every_parameter_of_the_language_counts():
+    base = Enumerable().open(None).language()
+    assert not torch.equal(Enumerable(seed=1).open(None).language(), base)
+    torch.testing.assert_close(Enumerable(spread=3.0).open(None).language(), 3 * base)
+    assert (Enumerable(spread=0.0).open(None).language() == 0).all()
+    assert Enumerable(words=7, length=4).open(None).language().shape == (sum(8**n for n in range(6)), 8)
+
+
+def test_given_and_drawn_scores():
+    exactly = known(reward=Table(scores={"b": 7.0, "": -2.0}, scale=0.0))
+    for rollout, rewards_N in zip(exactly.everything, exactly.rewards_XN, strict=True):
+        expected = [{"b": 7.0, "": -2.0}.get(text, 0.0) for text in rollout.responses]
+        assert rewards_N.tolist() == expected
+    drawn, other = known(reward=Table()).rewards_XN, known(reward=Table(seed=1)).rewards_XN
+    assert drawn.unique().numel() == drawn.numel() and not torch.equal(drawn, other)
+    torch.testing.assert_close(known(reward=Table(scale=2.0)).rewards_XN, 2 * drawn)
+    many = known(data={**DATA, "words": 7, "length": 4}).rewards_XN
+    assert abs(many.mean()) < 4 / np.sqrt(many.numel()) and abs(many.std() - 1) < 4 / np.sqrt(2 * many.numel())
+
+
+def test_a_score_can_be_redone_without_the_package():
+    """The rule of the docstring, from numpy alone."""
+    import zlib
+
+    seeds = [3, zlib.crc32(b"reward_table"), zlib.crc32(b"a\nb c")]
+    expected = np.random.default_rng(np.random.SeedSequence(seeds)).standard_normal()
+    rollout = known().encoder.encode(["a"], ["b c"])
+    assert Table(seed=3).open(None)(rollout).scores_B.item() == pytest.approx(expected, rel=1e-6)
+
+
+# From the command line
+
+
+def test_a_spec_runs(tmp_path):
+    """Tables need no supervised stage: a spec with nothing but `rl`, two arms, from file to table."""
+    (tmp_path / "spec.yaml").write_text("""
+experiment: exact
+base:
+  data: enumerable
+  model: tabular
+  rl: {policy: tabular, critic: none, reward: table, advantage: monte_carlo, objective: [ppo_clip], response_length: 3, steps: 3}
+arms:
+  monte_carlo: {}
+  rloo: {rl.advantage: rloo, rl.samples_per_prompt: 2}
+resources: {workers: 1, threads: 1}
+""")
+    result = CliRunner().invoke(main, ["run", str(tmp_path / "spec.yaml"), "--out", str(tmp_path / "results")])
+    assert result.exit_code == 0, result.output
+    frame = rlhf_lab.load(tmp_path / "results" / "exact")
+    assert frame[frame["split"] == "train"].groupby("arm").size().to_dict() == {"monte_carlo": 3, "rloo": 3}
+    assert (frame[frame["step"] == 0]["kl"].abs() < 1e-6).all()
