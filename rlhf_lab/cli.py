@@ -128,13 +128,14 @@ def run(
 
     SPEC is a spec file, or the name of an experiment that ships with the package.
     """
-    from rlhf_lab.runner import results_folder, run_sweep
+    from rlhf_lab.runner import is_finished, results_folder, run_sweep
 
     sweep, plan, path = planned(spec, overrides, plugin_files)
     results = results_folder(sweep.file.experiment, out)
     if dry_run:
         return show_plan(plan, results, as_json)
-    with listener(plan, quiet or as_json) as listen, until_terminated():
+    reused = sum(is_finished(results, run) for run in plan.runs)
+    with listener(plan, reused, quiet or as_json) as listen, until_terminated():
         outcome = run_sweep(
             sweep, plan, results, [file.resolve() for file in plugin_files], path.read_text(encoding="utf-8"), listen
         )
@@ -159,12 +160,12 @@ def until_terminated() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def listener(plan: Any, quiet: bool) -> Any:
+def listener(plan: Any, reused: int, quiet: bool) -> Any:
     from rlhf_lab.progress import Bars, Lines
 
     if quiet:
         return contextlib.nullcontext(lambda run_id, event: None)
-    return Bars(plan) if sys.stderr.isatty() else Lines(plan)
+    return Bars(plan, reused) if sys.stderr.isatty() else Lines(plan, reused)
 
 
 def report(outcome: Any, as_json: bool, quiet: bool) -> None:

@@ -17,9 +17,9 @@ from rlhf_lab.plan import Plan
 class Lines:
     """Plain lines for logs: when runs start and end, and every `interval` seconds where they are."""
 
-    def __init__(self, plan: Plan, interval: float = 15.0) -> None:
+    def __init__(self, plan: Plan, reused: int = 0, interval: float = 15.0) -> None:
         self.labels, self.interval = labels(plan), interval
-        self.total, self.finished, self.started = len(plan.runs), 0, time.monotonic()
+        self.total, self.reused, self.finished, self.started = len(plan.runs), reused, reused, time.monotonic()
         self.last: dict[str, float] = {}
         self.lock = threading.Lock()
 
@@ -37,7 +37,7 @@ class Lines:
                 self.say(f"{self.labels[run_id]}: {event['stage']} {event['done']}/{event['total']}  {event['text']}")
             elif event["event"] == "finished":
                 self.finished += 1
-                left = (now - self.started) / self.finished * (self.total - self.finished)
+                left = (now - self.started) / (self.finished - self.reused) * (self.total - self.finished)
                 self.say(
                     f"{self.labels[run_id]}: {event['status']}  ({self.finished}/{self.total} runs, about {left:.0f} s left)"
                 )

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -113,15 +114,23 @@ def run_sweep(sweep: Sweep, plan: Plan, results: Path, plugin_files: Sequence[Pa
             while slot.is_alive():
                 slot.join(0.2)  # with a timeout, so that Ctrl-C is noticed
     finally:
-        for worker in pool:
-            worker.stop()
-        for slot in slots:
-            if slot.ident is not None:
-                slot.join(10)
-        for worker in pool:
-            worker.close()
+        end_of_work(pool, slots)
         compact(results)
     return outcome
+
+
+def end_of_work(pool: Sequence[Worker], slots: Sequence[threading.Thread], grace: float = 5.0) -> None:
+    """All processes ended: asked first, so that a stage can save where it is, and after `grace` seconds killed."""
+    for worker in pool:
+        worker.ask_to_stop()
+    deadline = time.monotonic() + grace
+    for worker in pool:
+        worker.stop(max(0.1, deadline - time.monotonic()))
+    for slot in slots:
+        if slot.ident is not None:
+            slot.join(10)
+    for worker in pool:
+        worker.close()
 
 
 def work(worker: Worker, pending: queue.SimpleQueue[str], results: Path, outcome: Outcome, listen: Listen) -> None:
@@ -201,19 +210,25 @@ class Worker:
         write_json(run_dir / "status.json", status)
         return status
 
-    def stop(self) -> None:
-        """Ends the process and whatever it started."""
+    def ask_to_stop(self) -> None:
+        """No further run is started; the process, and whatever it started, is told to end."""
         with self.lock:
             self.stopped = True
-        if self.process is not None and self.process.poll() is None:
+        self._signal(signal.SIGTERM)
+
+    def stop(self, grace: float) -> None:
+        """Waits for the end of the process, `grace` seconds at most."""
+        if self.process is not None:
             try:
-                os.killpg(self.process.pid, signal.SIGTERM)
-                self.process.wait(timeout=5)
-            except ProcessLookupError:
-                pass
+                self.process.wait(timeout=grace)
             except subprocess.TimeoutExpired:
-                os.killpg(self.process.pid, signal.SIGKILL)
+                self._signal(signal.SIGKILL)
                 self.process.wait()
+
+    def _signal(self, number: int) -> None:
+        if self.process is not None and self.process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, number)
 
     def close(self) -> None:
         """Lets go of the pipes of a process that has ended."""

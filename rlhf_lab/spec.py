@@ -300,7 +300,8 @@ def _validated_point(raw: dict[str, Any], arm: str, axes: Mapping[str, Any], sou
             source.document,
             ("base",),
             error,
-            fields_at=lambda loc: fields_at(source.registry, raw, (*loc, "")),
+            fields_at=lambda loc: fields_at(source.registry, raw, loc),
+            unit_at=lambda loc: unit_at(source.registry, raw, loc),
             origins=origins,
             overlays=[("arms", arm)],
         ) from None
@@ -336,16 +337,28 @@ def is_finite(value: Any) -> bool:
 
 
 def fields_at(registry: Registry, raw: Any, loc: Sequence[str | int]) -> list[str]:
-    """The keys that would have been right at `loc` (a place inside a run's configuration), for suggestions."""
+    """The keys of what stands at `loc` (a place inside a run's configuration), for suggestions."""
+    owner = _owner_at(registry, raw, loc)
+    fields = getattr(owner, "model_fields", {})
+    return [*fields, *registry.names("stage")] if owner is RunConfig else list(fields)
+
+
+def unit_at(registry: Registry, raw: Any, loc: Sequence[str | int]) -> str | None:
+    """The unit of the parameter at `loc`."""
+    info = getattr(_owner_at(registry, raw, loc[:-1]), "model_fields", {}).get(loc[-1]) if loc else None
+    return (getattr(info, "json_schema_extra", None) or {}).get("unit")
+
+
+def _owner_at(registry: Registry, raw: Any, loc: Sequence[str | int]) -> Any:
+    """The model class of what stands at `loc`; None where there is none."""
     owner: Any = RunConfig
-    for part in loc[:-1]:
+    for part in loc:
         raw = raw[part] if isinstance(raw, (Mapping, list)) and (isinstance(part, int) or part in raw) else None
         if isinstance(part, str):
             owner = _owner_below(registry, owner, part, raw)
         elif isinstance(raw, (Mapping, str)):
             owner = _component_class(registry, getattr(owner, "_kind", None), raw) or owner
-    fields = getattr(owner, "model_fields", {})
-    return [*fields, *registry.names("stage")] if owner is RunConfig else list(fields)
+    return owner
 
 
 @dataclass(frozen=True)

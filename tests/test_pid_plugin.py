@@ -44,7 +44,7 @@ def test_its_ranges_are_checked_with_the_place_in_the_spec(tmp_path):
     path.write_text(path.read_text().replace("{name: fixed, beta: 0.2}", "{name: velocity_pid, target: -1}"))
     line = next(n for n, text in enumerate(path.read_text().splitlines(), 1) if "velocity_pid" in text)
     column = path.read_text().splitlines()[line - 1].index("target") + 1
-    expected = f"spec.yaml:{line}:{column}: rl.kl.target must be > 0, not -1"
+    expected = f"spec.yaml:{line}:{column}: rl.kl.target must be > 0 nats per sequence, not -1"
     assert refused(path, "--plugin", PID) == expected
     path.write_text(path.read_text().replace("target: -1", "taget: 1"))
     assert refused(path, "--plugin", PID) == f"spec.yaml:{line}:{column}: unknown key 'taget' in rl.kl (did you mean 'target'?)"

@@ -31,7 +31,7 @@ class JSONLines(Component):
 
     Formats: TRL documentation, "Dataset formats and types" (standard format); a ranking has the fields prompt,
     completions and ratings. A part without validation file has no validation records; only prompts must have some
-    wherever a stage samples responses to them. Files are read and checked when their records are asked for.
+    wherever a stage samples responses to them. All files are checked before a sweep starts.
     """
 
     kind, name = "data", "jsonl"
@@ -52,6 +52,11 @@ class JSONLines(Component):
 
     def open(self, ctx: Any) -> JSONLinesDataset:
         return JSONLinesDataset(self, Path(ctx.spec_folder))
+
+    def check(self, spec_folder: Path) -> None:
+        """Reads every file while the sweep is planned, so that a broken line is said before anything is computed."""
+        for part, _, path in self._files(spec_folder):
+            read_records(path, PARSERS[part])
 
     def fingerprint(self, spec_folder: Path) -> dict[str, str]:
         """blake2b of the content of each file, so that an edited file is other data."""

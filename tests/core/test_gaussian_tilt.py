@@ -4,11 +4,11 @@ import math
 
 import numpy as np
 import pytest
+
+from rlhf_lab.gaussian_tilt import Tilt, steps
 from rlhf_lab_analysis.report import text
 from rlhf_lab_analysis.reward_vs_kl import reward_vs_kl
 from rlhf_lab_analysis.seed_statistics import fit_gao
-
-from rlhf_lab.gaussian_tilt import Tilt, steps
 
 TILT = Tilt(proxy_slope=1.3, alpha=1.1, c=0.25)
 

@@ -287,15 +287,16 @@ def test_a_rows_step_is_the_number_of_updates_before_it(run_stage):
 
 
 def test_beta_follows_the_controller_by_hand(run_stage):
-    """β_{t+1} = β_t (1 + K clip(KL_t / KL* − 1, ±clip)) from the KL that stands in row t."""
-    kl = {"name": "adaptive", "beta": 0.3, "target": 0.1, "gain": 0.5, "clip": 0.4}
-    done = run_stage("rl", small(steps=6, kl=kl, learning_rate=0.03))
+    """β_{t+1} = β_t (1 + K clip(KL_t / KL* − 1, ±clip)) from the KL per sequence that stands in row t."""
+    kl = {"name": "adaptive", "beta": 0.3, "target": 4.0, "gain": 0.5, "clip": 0.99}
+    done = run_stage("rl", small(steps=8, kl=kl, learning_rate=0.05, schedule="constant"))
     rows, beta = done.rows("train"), 0.3
     for row in rows:
         assert row["beta"] == pytest.approx(beta, rel=1e-6)
-        beta *= 1 + 0.5 * min(0.4, max(-0.4, (row["kl"] - 0.1) / 0.1))
+        beta *= 1 + 0.5 * min(0.99, max(-0.99, row["kl"] / 4 - 1))
     assert done.rows("validation")[-1]["beta"] == pytest.approx(beta, rel=1e-6)
-    assert len({row["beta"] for row in rows}) == 6
+    unclipped = [row for row in rows if 0.04 < row["kl"] < 7.96]
+    assert len(unclipped) >= 4  # there a KL per token would be another number
 
 
 def test_recorded_kl_length_and_reward_are_those_of_the_samples(run_stage, world):
@@ -606,6 +607,11 @@ def test_every_field_changes_some_row(rows_of, field):
     """`warmup_from` needs a warm-up."""
     extra = {"warmup_steps": 2} if field == "warmup_from" else {}
     assert rows_of(**extra, **{field: CHANGES[field]}) != rows_of(**extra)
+
+
+def test_the_variance_of_whitening_is_chosen_for_rewards_too(rows_of):
+    only_rewards = {"whiten_rewards": True, "whiten_advantages": "none"}
+    assert rows_of(**only_rewards, whiten_ddof=1) != rows_of(**only_rewards)
 
 
 @pytest.mark.parametrize("field", CHANGES_OF_EVALUATION)

@@ -280,21 +280,30 @@ def started(tmp_path):
     return process, workers, path
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_stopped_sweep_leaves_no_process_and_goes_on_later(tmp_path, number, code):
-    process, workers, path = started(tmp_path)
+def stop(process, workers, results, number):
+    """Sends the signal; the exit code, once it is sure that nothing is left running."""
     process.send_signal(number)
     out, err = process.communicate(timeout=30)
-    assert process.returncode == code
     assert alive(workers) == []
     assert "Traceback" not in err and out == ""
-    results = tmp_path / "out" / "tiny"
     assert sorted(rlhf_lab.load(results, "runs")["status"]) == ["interrupted", "interrupted", "pending", "pending"]
-    sft = {file: time_ for file, time_ in marks(results).items() if file.name == COMMIT}
-    assert len(sft) == 1
-    exit_code, said = run(path, "--plugin", TROUBLES, "rl.reward=slow")
-    assert exit_code == 0 and len(said["done"]) == 4
-    assert sft.items() <= marks(results).items(), "the stage that was finished is not computed again"
+    return process.returncode
+
+
+@pytest.mark.slow
+def test_an_interrupted_sweep_leaves_no_process_and_goes_on_later(tmp_path):
+    process, workers, path = started(tmp_path)
+    results = tmp_path / "out" / "tiny"
+    assert stop(process, workers, results, signal.SIGINT) == 130
+    (sft,) = (file for file in marks(results).items() if file[0].name == COMMIT)
+    code, said = run(path, "--plugin", TROUBLES, "rl.reward=slow", "resources.workers=1")
+    assert code == 0 and len(said["done"]) == 4
+    assert sft in marks(results).items(), "the stage that was finished is not computed again"
+
+
+def test_a_terminated_sweep_leaves_no_process(tmp_path):
+    process, workers, _ = started(tmp_path)
+    assert stop(process, workers, tmp_path / "out" / "tiny", signal.SIGTERM) == 143
 
 
 def test_workers_of_a_killed_sweep_end_by_themselves(tmp_path):

@@ -1,4 +1,4 @@
-"""The enumerable world through the laboratory's own stages: what it trains is measured by enumeration, without sampling error."""
+"""The enumerable world through the laboratory's own stages; what they train is measured by enumeration, without sampling."""
 
 from dataclasses import dataclass
 
@@ -7,10 +7,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from pydantic import ValidationError
-from rlhf_lab_plugins.data.enumerable import Enumerable
-from rlhf_lab_plugins.model.tabular import ContextTable, Tabular, load_table
-from rlhf_lab_plugins.reward.table import Table
-from tiny_world import component, context, registry
+from tiny_world import component, context
 
 import rlhf_lab
 from rlhf_lab import exact
@@ -20,21 +17,23 @@ from rlhf_lab.frontier import estimated_frontier
 from rlhf_lab.lm.files import load_causal_lm
 from rlhf_lab.lm.logprobs import response_logprobs
 from rlhf_lab.lm.tokens import Encoder
-from rlhf_lab.spec import validate_run
 from rlhf_lab.streams import stream
+from rlhf_lab_plugins.data.enumerable import Enumerable
+from rlhf_lab_plugins.model.tabular import ContextTable, Tabular, load_table
+from rlhf_lab_plugins.reward.table import Table
 
 BETA = 0.5
 DATA = {"name": "enumerable", "words": 3, "length": 3}
 TINY = {"name": "scratch", "hidden_size": 16, "layers": 1, "heads": 2}
 RL = {
-    "policy": "tabular", "critic": "none", "reward": "table", "kl": {"name": "fixed", "beta": BETA}, "objective": ["ppo_clip"],
-    "aggregation": "constant", "whiten_advantages": "none", "max_grad_norm": None, "learning_rate": 0.05, "response_length": 3,
-    "batch_size": 64, "evaluation": {"every": 10_000, "log_samples": 0},
+    "policy": "tabular", "critic": "none", "reward": "table", "advantage": "monte_carlo", "objective": ["ppo_clip"],
+    "kl": {"name": "fixed", "beta": BETA}, "aggregation": "constant", "whiten_advantages": "none", "max_grad_norm": None,
+    "learning_rate": 0.05, "response_length": 3, "batch_size": 64, "evaluation": {"every": 10_000, "log_samples": 0},
 }  # fmt: skip
 OPTIMISERS = {
-    "ppo": {"advantage": "monte_carlo", "inner_epochs": 4, "minibatches": 2},
+    "ppo": {"inner_epochs": 4, "minibatches": 2},
     "rloo": {"advantage": "rloo", "samples_per_prompt": 4, "inner_epochs": 1},
-    "reinforce": {"advantage": "monte_carlo", "inner_epochs": 1},
+    "reinforce": {"inner_epochs": 1},
 }
 
 
@@ -137,7 +136,7 @@ def test_ppo_with_a_critic_on_a_transformer_lies_under_the_frontier_of_its_refer
 def test_what_is_logged_is_what_enumeration_says(train):
     """KL and reward of the last evaluation, on 2 × 2000 samples, within 5 standard errors of the exact ones."""
     exactly = known()
-    done = train({"advantage": "monte_carlo", "steps": 30, "evaluation": {"every": 10_000, "samples": 2000, "log_samples": 0}})
+    done = train({"steps": 30, "evaluation": {"every": 10_000, "samples": 2000, "log_samples": 0}})
     law_XN, row = exactly.law(load_table(done.folder / "policy")), done.rows("validation")[-1]
     kl, reward = exactly.kl_and_reward(law_XN)
     second = exact.expectation(law_XN, exactly.rewards_XN**2).mean().item()
@@ -145,11 +144,10 @@ def test_what_is_logged_is_what_enumeration_says(train):
     assert row["reward_proxy"] == pytest.approx(reward, abs=5 * np.sqrt((second - reward**2) / 4000))
 
 
-def test_the_frontier_from_samples_of_the_reference(open_stage):
+def test_the_frontier_from_samples_of_the_reference(policy):
     """As a language-model world would estimate it: from what the policy samples before it is trained."""
     exactly = known()
-    policy = tabular_policy()
-    sampled = policy.rollout(exactly.world.prompts("train"), stream(0, "test"), samples=1000, response_length=3, temperature=1.0)
+    sampled = policy.rollout(["a", "b a"], stream(0, "test"), samples=1000, response_length=3, temperature=1.0)
     frontier = estimated_frontier(Table().open(None)(sampled).scores_B.view(2, 1000).double().numpy())
     for kl in (0.05, 0.3, 1.0):
         error = frontier.reward_se_J[np.searchsorted(frontier.kl_J, kl)]
@@ -161,15 +159,11 @@ def test_the_frontier_from_samples_of_the_reference(open_stage):
 # The policy
 
 
-def tabular_policy(data=DATA):
-    config = validate_run({"data": data, "model": "tabular", "rl": {"name": "rl", **RL}}, registry())
-
-    class Context:
-        def __init__(self):
-            self.data, self.template, self.device = config.data.open(self), config.template, torch.device("cpu")
-            self.base_model = config.model.open(self)
-
-    return config.stages["rl"].policy.build(Context())
+@pytest.fixture
+def policy(world, tmp_path):
+    """Policy `tabular` before it is trained."""
+    ctx = context("rl", RL, tmp_path, world, data=DATA, model="tabular")
+    return ctx.config.stages["rl"].policy.build(ctx)
 
 
 def test_the_table_is_the_language():
@@ -181,9 +175,9 @@ def test_the_table_is_the_language():
         assert law_N.exp().sum().item() == pytest.approx(1, abs=1e-13)
 
 
-def test_padding_and_batch_composition_change_nothing():
+def test_padding_and_batch_composition_change_nothing(policy):
     """Prompts of one and of two words side by side, each response with its own length."""
-    policy, prompts = tabular_policy(), ["a", "b a", "a"]
+    prompts = ["a", "b a", "a"]
     together = policy.encode(prompts, ["b", "c a", ""])
     logprobs_BT = policy.forward(together, temperature=1.0).logprobs_BT
     for b, (prompt, response) in enumerate(zip(prompts, ["b", "c a", ""], strict=True)):
@@ -191,9 +185,9 @@ def test_padding_and_batch_composition_change_nothing():
         assert torch.equal(logprobs_BT[b, : len(alone)], alone) and (logprobs_BT[b, len(alone) :] == 0).all()
 
 
-def test_sampler_and_log_probs_are_of_one_law():
+def test_sampler_and_log_probs_are_of_one_law(policy):
     """20 000 samples a prompt: each response's share within 5 standard errors, its log-prob the enumerated one."""
-    policy, exactly = tabular_policy(), known()
+    exactly = known()
     sampled = policy.rollout(["a", "b a"], stream(0, "test"), samples=20_000, response_length=3, temperature=1.0)
     rescored = response_logprobs(policy.module, sampled)
     torch.testing.assert_close(sampled.logprobs_BT, rescored, rtol=0, atol=1e-5)
@@ -207,8 +201,7 @@ def test_sampler_and_log_probs_are_of_one_law():
                                exactly.ref_XN[1][numbers[20_000:]]]), rtol=0, atol=1e-5)  # fmt: skip
 
 
-def test_reference_stays_and_policy_moves():
-    policy = tabular_policy()
+def test_reference_stays_and_policy_moves(policy):
     rollout = policy.encode(["a"], ["b"])
     before = policy.reference_logprobs(rollout, temperature=1.0)
     with torch.no_grad():
@@ -217,25 +210,23 @@ def test_reference_stays_and_policy_moves():
     assert not torch.allclose(policy.forward(rollout, temperature=1.0).logprobs_BT, before)
 
 
-def test_gradient_reaches_the_rows_of_the_contexts_only():
-    policy = tabular_policy()
+def test_gradient_reaches_the_rows_of_the_contexts_only(policy):
     policy.forward(policy.encode(["b a"], ["c"]), temperature=1.0).logprobs_BT.sum().backward()
     touched = policy.module.table.grad.abs().sum(1).nonzero().squeeze(1).tolist()
     b, a, c = (("<eos>", "a", "b", "c").index(word) for word in ("b", "a", "c"))
     assert touched == [exact.context_code((b, a), 4), exact.context_code((b, a, c), 4)]
 
 
-def test_save_and_load(tmp_path):
-    policy = tabular_policy()
+def test_save_and_load(policy, tmp_path):
     policy.save(tmp_path / "policy")
     assert torch.equal(load_table(tmp_path / "policy").table, policy.module.table)
     with pytest.raises(ModelError, match="holds no table"):
         load_table(tmp_path)
 
 
-def test_responses_longer_than_the_table_are_refused():
+def test_responses_longer_than_the_table_are_refused(policy):
     with pytest.raises(DataError, match="exceed the model's context of 5 tokens"):
-        tabular_policy().rollout(["b a"], stream(0, "test"), response_length=4, temperature=1.0)
+        policy.rollout(["b a"], stream(0, "test"), response_length=4, temperature=1.0)
 
 
 def test_policy_and_model_say_what_they_need(world, tmp_path):
@@ -283,7 +274,7 @@ def test_splits_share_prompts_but_not_demonstrations():
 
 @pytest.mark.parametrize("prompts", [["d"], [""], ["a b c"], []])
 def test_prompts_of_another_world_are_refused(prompts):
-    with pytest.raises(ValidationError, match="one or two of the words a b c|at least 1 item"):
+    with pytest.raises(ValidationError, match=r"one or two of the words a b c|at least 1 item"):
         Enumerable(words=3, prompts=prompts)
 
 
@@ -327,9 +318,9 @@ experiment: exact
 base:
   data: enumerable
   model: tabular
-  rl: {policy: tabular, critic: none, reward: table, advantage: monte_carlo, objective: [ppo_clip], response_length: 3, steps: 3}
+  rl: {policy: tabular, critic: none, reward: table, objective: [ppo_clip], steps: 3, response_length: 3}
 arms:
-  monte_carlo: {}
+  monte_carlo: {rl.advantage: monte_carlo}
   rloo: {rl.advantage: rloo, rl.samples_per_prompt: 2}
 resources: {workers: 1, threads: 1}
 """)

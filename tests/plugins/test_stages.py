@@ -47,6 +47,10 @@ def weights(done):
     return load_file(done.folder / "model.safetensors")
 
 
+def numbers(row):
+    return {name: value for name, value in row.items() if not isinstance(value, str)}
+
+
 # SFT
 
 
@@ -91,7 +95,7 @@ def test_accumulation_changes_memory_not_numbers(run_stage, extra):
     plain, *others = [run_stage("sft", {**stable, "microbatch_size": size, **extra}) for size in (None, 1, 5)]
     for other in others:
         for mine, theirs in zip(other.rows(), plain.rows(), strict=True):
-            assert mine == pytest.approx(theirs, rel=1e-5, abs=1e-5)
+            assert numbers(mine) == pytest.approx(numbers(theirs), rel=1e-5, abs=1e-5)
         assert all(torch.allclose(weight, weights(plain)[name], atol=1e-6) for name, weight in weights(other).items())
 
 
@@ -238,7 +242,7 @@ def test_micro_batches_of_rankings_change_memory_not_numbers(run_stage, loss):
     plain, *others = [run_stage("reward_model", {**stable, "microbatch_size": size}) for size in (None, 1, 4)]
     for other in others:
         for mine, theirs in zip(other.rows(), plain.rows(), strict=True):
-            assert mine == pytest.approx(theirs, rel=1e-5, abs=2e-5)
+            assert numbers(mine) == pytest.approx(numbers(theirs), rel=1e-5, abs=2e-5)
 
 
 def test_normalised_on_samples_it_has_mean_0_and_deviation_1(run_stage, world):

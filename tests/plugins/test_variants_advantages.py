@@ -7,6 +7,11 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import minimize_scalar
+from tiny_world import component
+
+from rlhf_lab.contracts import AdvantageInputs
+from rlhf_lab.errors import SpecError
 from rlhf_lab_plugins.advantage.dr_grpo import DrGRPO
 from rlhf_lab_plugins.advantage.grpo import GRPO
 from rlhf_lab_plugins.advantage.monte_carlo import MonteCarlo
@@ -19,11 +24,6 @@ from rlhf_lab_plugins.advantage.reinforce_baseline import ReinforceBaseline
 from rlhf_lab_plugins.advantage.reinforce_pp import ReinforcePP, ReinforcePPBaseline
 from rlhf_lab_plugins.advantage.rloo import leave_one_out
 from rlhf_lab_plugins.advantage.td0 import TD0
-from scipy.optimize import minimize_scalar
-from tiny_world import component
-
-from rlhf_lab.contracts import AdvantageInputs
-from rlhf_lab.errors import SpecError
 
 LENGTHS, GROUPS = (4, 1, 6, 3, 2, 5), (0, 1, 0, 1, 0, 1)
 
@@ -167,8 +167,8 @@ def test_the_expected_gradient_is_the_one_that_is_claimed(estimator, objective, 
 
 def test_reinforce_pp_whitens_the_rewards_to_go_of_all_tokens():
     inputs = batch()
-    togo = [sum(row[k] * 0.9 ** (k - t) for k in range(t, n)) for row, n in zip(inputs.rewards_BT.numpy(), LENGTHS, strict=True)
-            for t in range(n)]  # fmt: skip
+    rows = zip(inputs.rewards_BT.tolist(), LENGTHS, strict=True)
+    togo = [sum(row[k] * 0.9 ** (k - t) for k in range(t, n)) for row, n in rows for t in range(n)]
     got = ReinforcePP(gamma=0.9).estimate(inputs, {})
     white = (np.array(togo) - np.mean(togo)) / np.sqrt(np.var(togo, ddof=1) + 1e-8)
     assert got.advantages_BT[inputs.mask_BT].tolist() == pytest.approx(white, abs=1e-12)
@@ -295,7 +295,8 @@ def test_parameters_out_of_range_are_refused(wrong):
         component("advantage", wrong)
 
 
-CRITIC_FREE = ["reinforce_pp", "reinforce_baseline", *[e.name for e in GROUPED], {"name": "normalized_clipped", "source": "rloo"}]
+CLIPPED = {"name": "normalized_clipped", "source": "rloo"}
+CRITIC_FREE = ["reinforce_pp", "reinforce_baseline", *[e.name for e in GROUPED], CLIPPED]
 
 
 @pytest.mark.parametrize("estimator", [*CRITIC_FREE, "td0", {"name": "n_step", "n": 3}], ids=str)

@@ -5,12 +5,13 @@ import math
 import numpy as np
 import pytest
 from pydantic import ValidationError
+from scipy.optimize import brentq
+from tiny_world import registry
+
 from rlhf_lab_plugins.kl_controller.dual_ascent import DualAscent, ascent_step
 from rlhf_lab_plugins.kl_controller.none import NoKL
 from rlhf_lab_plugins.kl_controller.pid import PID
 from rlhf_lab_plugins.kl_controller.schedule import Schedule
-from scipy.optimize import brentq
-from tiny_world import registry
 
 
 def betas(controller, kls):
@@ -77,11 +78,14 @@ def test_pid_finds_the_beta_that_holds_the_target(start, gains):
     assert settled(PID(beta=start, target=6.0, **gains), lambda beta: 3 / beta) == pytest.approx((0.5, 6.0), rel=1e-6)
 
 
-@pytest.mark.parametrize("beta, kl, expected", [(0.1, 8.0, 0.12), (0.1, 6.0, 0.1), (0.1, 0.0, 0.04), (0.05, 0.0, 0.0), (0, -9, 0)])
+@pytest.mark.parametrize(
+    "beta, kl, expected", [(0.1, 8.0, 0.12), (0.1, 6.0, 0.1), (0.1, 0.0, 0.04), (0.05, 0.0, 0.0), (0.0, -9.0, 0.0)]
+)
 def test_dual_ascent_by_hand(beta, kl, expected):
     """η = 0.01, KL* = 6: β moves by a hundredth of the difference, and stops at 0."""
     assert ascent_step(beta, kl, 6.0, 0.01) == pytest.approx(expected, abs=1e-15)
-    assert DualAscent(beta=beta, budget=6.0, rate=0.01).update({"beta": beta}, kl, 1)["beta"] == pytest.approx(expected, abs=1e-15)
+    controller = DualAscent(beta=beta, budget=6.0, rate=0.01)
+    assert controller.update(controller.start(), kl, 1)["beta"] == pytest.approx(expected, abs=1e-15)
 
 
 def tilted_kl(beta, rewards=(0.0, 1.0, 3.0), ref=(0.7, 0.2, 0.1)):
@@ -129,7 +133,10 @@ def test_what_cannot_control_is_refused(wrong):
         registry().choose("kl_controller", wrong)
 
 
-@pytest.mark.parametrize("kl", ["none", {"name": "schedule", "steps": 2}, "pid", {"name": "dual_ascent", "budget": 0.1}], ids=str)
+CHOICES = ["none", {"name": "schedule", "steps": 2}, "pid", {"name": "dual_ascent", "budget": 0.1}]
+
+
+@pytest.mark.parametrize("kl", CHOICES, ids=str)
 def test_each_controls_a_run(run_stage, kl):
     """The β of each step's row is the one that the controller gives for the KLs of the rows before."""
     parameters = {"reward": "words", "kl": kl, "steps": 3, "batch_size": 8, "response_length": 4, "learning_rate": 0.03}
