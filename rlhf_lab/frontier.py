@@ -68,6 +68,16 @@ class Frontier:
         return pd.DataFrame({**columns, "reward_proxy_se": self.reward_se_J, "ess": self.ess_J})
 
 
+def from_table(table: pd.DataFrame) -> Frontier:
+    """The frontier whose `table()` this is, default β; from its first point, next to KL 0, follows where it starts.
+
+    There R = R(0) + √(2 Var r) d and d = √(Var r / 2) / β, so √(2 Var r) = 2dβ.
+    """
+    columns = [table[c].to_numpy(float) for c in ("beta", "kl", "reward_proxy", "reward_proxy_se", "ess")]
+    beta, kl, reward = (column[0] if len(column) else np.nan for column in columns[:3])
+    return Frontier(float(reward - 2 * kl * beta), float(2 * np.sqrt(kl) * beta), *columns)
+
+
 def exact_frontier(ref_logprobs_XN: ArrayLike, rewards_XN: ArrayLike, betas: ArrayLike | None = None) -> Frontier:
     """The frontier where all N responses are known with their probability under the reference; (N) is one prompt."""
     log_law_XN, rewards_XN = np.atleast_2d(np.asarray(ref_logprobs_XN, dtype=float)), _finite(rewards_XN)

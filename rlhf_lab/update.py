@@ -70,8 +70,9 @@ def optimizer_step(cfg: RL, ctx: StageContext, actors: Actors, batch: Batch, ind
     metrics: dict[str, Tensor] = {}
     actors.optimizer.zero_grad(set_to_none=True)
     on_rollouts = [term for term in cfg.objective if "pretrain" not in term.needs]
-    for rollout, part in microbatches(batch.rollout.rows(index), select(cfg, batch, index), cfg.microbatch_size):
-        backward(cfg, ctx, actors, on_rollouts, rollout, part, metrics)
+    if on_rollouts:
+        for rollout, part in microbatches(batch.rollout.rows(index), select(cfg, batch, index), cfg.microbatch_size):
+            backward(cfg, ctx, actors, on_rollouts, rollout, part, metrics)
     for term in cfg.objective:
         if "pretrain" in term.needs:
             texts, minibatch = pretraining(cfg, ctx, actors, term.ratio * len(index), term.ratio * position)
@@ -97,9 +98,9 @@ def backward(
     """Adds the gradient of Σ weight · term on one micro-batch; adds each term and its metrics to `metrics`."""
     with ctx.accelerator.autocast():
         new = forward(cfg, actors, terms, rollout, part.mask_BT)
-        losses = {term: term.loss(new, part) for term in terms}
-    sum(term.weight * loss.value for term, loss in losses.items()).backward()
-    for term, loss in losses.items():
+        losses = [(term, term.loss(new, part)) for term in terms]
+    sum(term.weight * loss.value for term, loss in losses).backward()
+    for term, loss in losses:
         for name, value in {f"loss_{term.name}": loss.value, **loss.metrics}.items():
             metrics[name] = metrics.get(name, 0.0) + value.detach()
 

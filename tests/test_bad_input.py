@@ -83,7 +83,11 @@ def test_the_good_spec_runs(spec):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("batch_size: 4, log", "batchsize: 4, log", "spec.yaml:9:9: unknown key 'batchsize' in sft (did you mean 'batch_size'?)"),
+        (
+            "batch_size: 4, log",
+            "batchsize: 4, log",
+            "spec.yaml:9:9: unknown key 'batchsize' in sft (did you mean 'batch_size'?)",
+        ),
         ("steps: 1", "steps: many", "spec.yaml:12:5: rl.steps must be a whole number, not 'many'"),
         ("steps: 1", "steps: 1.5", "spec.yaml:12:5: rl.steps must be a whole number, not 1.5"),
         ("steps: 1", "kl: [fixed]", "spec.yaml:12:5: kl_controller must be a name, or a mapping with a 'name' in it"),
@@ -107,7 +111,10 @@ def test_a_spec_that_is_no_spec(tmp_path):
     for text, message in [
         ("", "spec.yaml: the file is empty; a spec is a mapping of keys"),
         ("- 1\n", "spec.yaml:1:1: a spec is a mapping of keys ('key: value'), not a list"),
-        ("experiment: a\nexperiment: b\n", "spec.yaml:2:1: the key 'experiment' is already given in line 1; keep one of the two"),
+        (
+            "experiment: a\nexperiment: b\n",
+            "spec.yaml:2:1: the key 'experiment' is already given in line 1; keep one of the two",
+        ),
         ("experiment: !!python/object:os.system a\n", "spec.yaml:1:13: the tag '!!python/object:os.system' is not allowed"),
     ]:
         path.write_text(text)
@@ -121,14 +128,30 @@ def test_a_spec_that_is_no_spec(tmp_path):
         ("prompts", b"", "the data file {path} is empty"),
         ("prompts", b"\n \n", "the data file {path} is empty"),
         ("demonstrations", b'{"prompt": "a", "completion": "b"}\n{"prompt": \n', "{path}:2: not a line of JSON in UTF-8"),
-        ("demonstrations", b'{"prompt": "a", "completion": "b"}\n\n{"prompt": "a"}\n', "{path}:3: field 'completion' is missing"),
-        ("demonstrations", b'{"prompt": "a", "completion": 3}\n', "{path}:1: field 'completion' must be a string, not a number"),
+        (
+            "demonstrations",
+            b'{"prompt": "a", "completion": "b"}\n\n{"prompt": "a"}\n',
+            "{path}:3: field 'completion' is missing",
+        ),
+        (
+            "demonstrations",
+            b'{"prompt": "a", "completion": 3}\n',
+            "{path}:1: field 'completion' must be a string, not a number",
+        ),
         ("demonstrations", b'["a", "b"]\n', "{path}:1: a line must hold one JSON object, not a list"),
         ("prompts", b'{"prompt": "\xff"}\n', "{path}:1: not a line of JSON in UTF-8"),
-        ("rankings", b'{"prompt": "a", "completions": ["b"], "ratings": [1]}\n', "{path}:1: a ranking needs at least 2 completions"),
+        (
+            "rankings",
+            b'{"prompt": "a", "completions": ["b"], "ratings": [1]}\n',
+            "{path}:1: a ranking needs at least 2 completions",
+        ),
         ("rankings", b'{"prompt": "a", "completions": ["b", "c"], "ratings": [1, 1]}\n', "{path}:1: all 2 ratings are equal"),
         ("rankings", b'{"prompt": "a", "completions": ["b", "c"], "ratings": [1]}\n', "{path}:1: 2 completions but 1 ratings"),
-        ("rankings", b'{"prompt": "a", "completions": ["b", "c"], "ratings": [1, NaN]}\n', "{path}:1: each of 'ratings' must be"),
+        (
+            "rankings",
+            b'{"prompt": "a", "completions": ["b", "c"], "ratings": [1, NaN]}\n',
+            "{path}:1: each of 'ratings' must be",
+        ),
     ],
 )
 def test_a_wrong_data_file(spec, name, content, message):

@@ -36,7 +36,9 @@ def test_it_is_shown_with_types_defaults_ranges_units_and_sources():
 
 
 def test_without_the_file_the_name_is_unknown(tmp_path):
-    assert refused(write_spec(tmp_path), "rl.kl=velocity_pid").startswith("override rl.kl=velocity_pid: unknown kl_controller 'velocity_pid'")
+    assert refused(write_spec(tmp_path), "rl.kl=velocity_pid").startswith(
+        "override rl.kl=velocity_pid: unknown kl_controller 'velocity_pid'"
+    )
 
 
 def test_its_ranges_are_checked_with_the_place_in_the_spec(tmp_path):
@@ -55,8 +57,21 @@ def run(tmp_path_factory):
     """The spec with its one line changed, run; the rows of the rl stage."""
     folder = tmp_path_factory.mktemp("pid")
     path = write_spec(folder, axes="axes: {}", seeds="seeds: [0]")
-    path.write_text(path.read_text().replace("kl: {name: fixed, beta: 0.2}", "kl: {name: velocity_pid, beta: 0.1, target: 0.2, d: 0.2}"))
-    result = lab("run", path, "--plugin", PID, "rl.steps=6", "rl.learning_rate=0.2", "rl.batch_size=16", "--out", folder / "out", "--quiet")
+    path.write_text(
+        path.read_text().replace("kl: {name: fixed, beta: 0.2}", "kl: {name: velocity_pid, beta: 0.1, target: 0.2, d: 0.2}")
+    )
+    result = lab(
+        "run",
+        path,
+        "--plugin",
+        PID,
+        "rl.steps=6",
+        "rl.learning_rate=0.2",
+        "rl.batch_size=16",
+        "--out",
+        folder / "out",
+        "--quiet",
+    )
     assert result.exit_code == 0, result.stderr
     steps = rlhf_lab.load(folder / "out" / "tiny")
     return steps[(steps["stage"] == "rl") & (steps["split"] == "train")]

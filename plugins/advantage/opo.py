@@ -9,7 +9,7 @@ class OPO(Component):
 
     The optimal baseline is E[‖∇log π‖² r]/E[‖∇log π‖²]; with token gradients orthogonal and of one size, ‖∇log π(y)‖² ∝ L.
     Meant for exactly on-policy updates (one minibatch, one inner epoch, no clip). Needs samples_per_prompt ≥ 2 and no critic.
-    Source: Hao et al. 2025 (arXiv 2505.23585), section 3; verl `core_algos.py`, compute_opo_outcome_advantage.
+    Source: Hao et al. 2025 (arXiv 2505.23585); verl `core_algos.py`, compute_opo_outcome_advantage.
     """
 
     kind, name, needs = "advantage", "opo", frozenset({"groups"})

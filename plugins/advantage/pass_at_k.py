@@ -17,7 +17,7 @@ class PassAtK(Component):
 
     The leave-one-out gradient of E[max of k samples] (pass@k where r ∈ {0, 1}). A tie for the best gives nobody credit. In
     units of the score; verl then divides by the group's standard deviation, here that is left out. Needs no critic.
-    Source: Tang et al. 2025 (arXiv 2503.19595), section 3; verl `core_algos.py`, compute_grpo_passk_outcome_advantage.
+    Source: Tang et al. 2025 (arXiv 2503.19595); verl `core_algos.py`, compute_grpo_passk_outcome_advantage.
     """
 
     kind, name, needs = "advantage", "pass_at_k", frozenset({"groups"})

@@ -9,7 +9,7 @@ class ReinforceBaseline(Component):
 
     b knows nothing of the present batch, so the gradient stays unbiased; in the first batch b = 0. R_t = Σ_{k≥t} γ^{k−t} r_k,
     m the batch mean of R_0. In units of the score. State: `total` and `weight`, numerator and denominator of b.
-    Source: Williams 1992, section 2 (reinforcement comparison); the weights as in Kingma & Ba 2015, section 3.
+    Source: Sutton 1984 and Williams 1992 (reinforcement comparison); weights corrected as in Kingma & Ba 2015, section 3.
     """
 
     kind, name = "advantage", "reinforce_baseline"

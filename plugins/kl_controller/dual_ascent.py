@@ -7,7 +7,7 @@ def ascent_step(beta: float, kl: float, budget: float, rate: float) -> float:
     """β ← [β + η (KL − KL*)]₊, projected gradient ascent on the dual of max E[score] s.t. KL ≤ KL*.
 
     ∂/∂β of the Lagrangian E[score] − β (KL − KL*) is −(KL − KL*), and the dual is minimised over β ≥ 0
-    (Boyd & Vandenberghe 2004, 5.1–5.2).
+    (Boyd & Vandenberghe 2004, chapter 5).
     """
     return max(0.0, beta + rate * (kl - budget))
 
@@ -16,7 +16,7 @@ class DualAscent(Component):
     """β_{n+1} = [β_n + η (KL_n − KL*)]₊: β rises while the budget is overspent and falls to 0 while it is not used up.
 
     Unlike `adaptive` it can reach 0, and leave it. KL in nats per sequence, once per rollout; β in score per nat, so η is
-    in score per squared nat. State: `beta`. Source: Stooke et al. 2020, section 4 (the Lagrangian method as integral control).
+    in score per squared nat. State: `beta`. Source: Stooke et al. 2020 (the Lagrangian method as integral control).
     """
 
     kind, name = "kl_controller", "dual_ascent"

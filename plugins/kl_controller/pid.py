@@ -15,7 +15,7 @@ class PID(Component):
     On the logarithm β stays positive and equal errors change it by equal factors; the clamp of the integral keeps a long
     stretch off target from having to be undone (anti-windup). K_p = K_d = 0 is close to `adaptive` with gain K_i. KL in
     nats per sequence, once per rollout. State: `beta`, `integral`, and `error` after the first update.
-    Source: the form of Stooke et al. 2020, section 5 (PID on a Lagrange multiplier), on log β; gains are this project's.
+    Source: the form of Stooke et al. 2020 (PID on a Lagrange multiplier), on log β; the gains are this project's.
     """
 
     kind, name = "kl_controller", "pid"

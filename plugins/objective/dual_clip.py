@@ -22,7 +22,7 @@ class DualClip(Component):
 
     kind, name = "objective", "dual_clip"
     weight: float = param(1.0, "weight in the loss", ge=0)
-    eps: float = param(0.2, "ε, the first clip", gt=0, lt=1, source="Schulman et al. 2017, table 5")
+    eps: float = param(0.2, "ε, the first clip", gt=0, lt=1, source="Schulman et al. 2017, table 1")
     c: float = param(3.0, "c, ratio beyond which a negative advantage no longer counts", gt=1, source="Ye et al. 2020")
 
     def loss(self, new, batch):

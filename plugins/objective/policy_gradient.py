@@ -9,7 +9,7 @@ class PolicyGradient(Component):
 
     Right for samples of the present policy: use `inner_epochs: 1` and `minibatches: 1`, or know that later steps are off
     policy. The value of the loss means nothing. Metrics: `ratio`, `approx_kl` in nats per token.
-    Source: Williams 1992, eq. 6; Sutton & Barto 2018, eq. 13.8.
+    Source: Williams 1992 (REINFORCE); Sutton & Barto 2018, eq. 13.8.
     """
 
     kind, name = "objective", "policy_gradient"

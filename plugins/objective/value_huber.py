@@ -8,7 +8,7 @@ from rlhf_lab.contracts import Component, Loss, hookimpl, param
 class ValueHuber(Component):
     """L_V = E[h(V − R)], h(e) = ½e² for |e| ≤ δ and δ(|e| − ½δ) beyond: an outlier pulls with δ at most.
 
-    Source: Huber 1964, section 3; δ = 1 as Mnih et al. 2015, methods. The default weight is `value_clip`'s.
+    Source: Huber 1964; δ = 1 as Mnih et al. 2015, methods. The default weight is `value_clip`'s.
     """
 
     kind, name, needs = "objective", "value_huber", frozenset({"values"})

@@ -11,7 +11,7 @@ from rlhf_lab_plugins.reward.composed import Composed
 def combined(scores_KB, how, coefficient):
     """mean: (1/K) Σ r_i. worst_case: min_i r_i. uncertainty_weighted: mean − λ (1/K) Σ (r_i − mean)².
 
-    The last is the population variance, not the standard deviation (Coste et al. 2023, section 3.2).
+    The last is the population variance, not the standard deviation (Coste et al. 2023).
     """
     if how == "worst_case":
         return scores_KB.amin(0)
@@ -23,7 +23,7 @@ class Ensemble(Component):
     """Mean of K rewards, their minimum, or their mean minus λ times their population variance.
 
     Members should be in one unit (the reward model's `normalize`), and differ by seed and order of the data. Columns
-    `member_0` … and `member_variance`, in score and squared score. Source: Coste et al. 2023, section 3.2 (K = 5).
+    `member_0` … and `member_variance`, in score and squared score. Source: Coste et al. 2023 (arXiv 2310.02743), K = 5.
     """
 
     kind, name = "reward", "ensemble"

@@ -14,7 +14,7 @@ def repeated_share(ids, n):
 class Repetition(Component):
     """score = weight · share of n-grams that stood in the response before, from 0 to below 1; EOS is not counted.
 
-    Source: Welleck et al. 2020, section 6 (seq-rep-4).
+    Source: Welleck et al. 2020 (seq-rep-4).
     """
 
     kind, name = "reward", "repetition"

@@ -7,7 +7,7 @@ from rlhf_lab_plugins.reward.composed import Composed
 
 
 def merged_moments(count, mean, m2, scores_B):
-    """Count, mean and sum of squared deviations of two samples together (Chan et al. 1979, eq. 2.1)."""
+    """Count, mean and sum of squared deviations of two samples together (Chan, Golub & LeVeque 1979)."""
     n, other = len(scores_B), scores_B.double().mean().item()
     total, delta = count + n, other - mean
     own = (scores_B.double() - other).square().sum().item()

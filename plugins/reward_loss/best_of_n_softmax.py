@@ -19,7 +19,7 @@ class BestOfNSoftmax(Component):
 
     def losses(self, scores_BK, ratings_BK, mask_BK):
         ratings_BK = ratings_BK.masked_fill(~mask_BK, -torch.inf)
-        best_BK = (ratings_BK == ratings_BK.amax(1, keepdim=True)) & mask_BK
+        best_BK = ratings_BK == ratings_BK.amax(1, keepdim=True)
         scores_BK = scores_BK.masked_fill(~mask_BK, -torch.inf)
         return scores_BK.logsumexp(1) - scores_BK.masked_fill(~best_BK, -torch.inf).logsumexp(1)
 

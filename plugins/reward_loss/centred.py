@@ -10,11 +10,11 @@ class Centred(Component):
     """−log σ(r_w − r_l) + c (r_w + r_l)², mean over the untied pairs of a prompt.
 
     Comparisons leave the scores free up to a constant; this fixes it softly. So a constant added to a prompt's scores does
-    change this loss. Source: Eisenstein et al. 2023 (arXiv 2312.09244), eq. 2; TRL, center_rewards_coefficient.
+    change this loss. Source: Eisenstein et al. 2023 (arXiv 2312.09244); TRL, center_rewards_coefficient.
     """
 
     kind, name = "reward_loss", "centred"
-    coefficient: float = param(0.01, "c", ge=0, allow_inf_nan=False, source="Eisenstein et al. 2023")
+    coefficient: float = param(0.01, "c", ge=0, allow_inf_nan=False, source="TRL documentation of center_rewards_coefficient")
 
     def examples(self, rankings):
         return list(rankings)

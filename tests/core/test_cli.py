@@ -56,7 +56,9 @@ def test_dry_run_and_plan_print_the_same_and_create_nothing(tmp_path):
     assert shown[0].stdout == shown[1].stdout and not (tmp_path / "out").exists()
     *runs, total = shown[0].stdout.splitlines()
     assert total == "4 runs (0 done, 0 duplicates dropped); stages: 1 sft, 4 rl"
-    assert [line[16:] for line in runs] == [f"  to run   base beta={beta} seed={seed}" for beta in ("0.1", "1") for seed in (0, 1)]
+    assert [line[16:] for line in runs] == [
+        f"  to run   base beta={beta} seed={seed}" for beta in ("0.1", "1") for seed in (0, 1)
+    ]
 
 
 def test_plan_knows_what_is_done(finished):
@@ -159,7 +161,9 @@ def test_a_mistake_of_ours_is_not_hidden():
 
 
 def test_wrong_usage_is_2():
-    assert lab("run").exit_code == 2 and lab("no-such-verb").exit_code == 2 and lab("run", "x", "--no-such-option").exit_code == 2
+    assert (
+        lab("run").exit_code == 2 and lab("no-such-verb").exit_code == 2 and lab("run", "x", "--no-such-option").exit_code == 2
+    )
 
 
 def test_an_override_that_is_none(tmp_path):

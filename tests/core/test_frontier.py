@@ -6,7 +6,7 @@ import torch
 
 from rlhf_lab import exact
 from rlhf_lab.errors import RewardError
-from rlhf_lab.frontier import MIN_ESS, estimated_frontier, exact_frontier
+from rlhf_lab.frontier import MIN_ESS, estimated_frontier, exact_frontier, from_table
 
 X, V, T = 4, 4, 3
 
@@ -101,6 +101,15 @@ def test_negative_estimates_of_kl_count_as_zero_and_constant_rewards_leave_nothi
     assert frontier.reward_optimal_at_kl(-0.1) == pytest.approx(np.sum(np.exp(world[0]) * world[1]) / X)
     flat = estimated_frontier(np.ones((2, 64)))
     assert flat.reward_optimal_at_kl(0.0) == pytest.approx(1.0) and np.isnan(flat.reward_optimal_at_kl(0.1))
+
+
+def test_a_table_holds_the_whole_frontier(world):
+    kl = [0.0, 1e-4, 0.1, 0.5, 2.0, 50.0]
+    for frontier in (exact_frontier(*world), estimated_frontier(samples(world, 256, 0))):
+        again = from_table(frontier.table())
+        np.testing.assert_allclose(again.reward_optimal_at_kl(kl), frontier.reward_optimal_at_kl(kl), atol=1e-5)
+    empty = from_table(estimated_frontier(samples(world, 256, 0), min_ess=300).table())
+    assert np.isnan(empty.reward_optimal_at_kl(kl)).all()
 
 
 def test_rewards_must_be_finite():

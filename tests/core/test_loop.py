@@ -500,6 +500,21 @@ def test_pretraining_mix_lowers_the_loss_on_pretraining_text(run_stage):
     assert rows[-1]["loss_pretrain_mix"] < watched[-1]["loss_pretrain_mix"] - 0.5
 
 
+def test_a_run_may_have_nothing_but_the_pretraining_term(run_stage):
+    terms = {**CRITIC_FREE, "advantage": "rloo", "objective": [{"name": "pretrain_mix", "weight": 1.0, "ratio": 1}]}
+    assert all(row["loss_pretrain_mix"] > 0 for row in run_stage("rl", small(**terms)).rows("train"))
+
+
+def test_a_term_listed_twice_counts_twice(open_stage):
+    gradient = {}
+    for n in (1, 2):
+        cfg, ctx = open_stage("rl", small(objective=["value_clip"] * n, max_grad_norm=None))
+        actors = open_actors(cfg, ctx)
+        optimizer_step(cfg, ctx, actors, batch_of(cfg, actors), torch.arange(8), 0)
+        gradient[n] = actors.critic.module.head.weight.grad
+    torch.testing.assert_close(gradient[2], 2 * gradient[1], rtol=1e-5, atol=1e-7)
+
+
 def test_whitened_rewards_keep_their_mean(run_stage):
     """By hand on the first batch, where the KL is 0: rewards are the scores at the last tokens and zeros elsewhere."""
     plain, white = (run_stage("rl", small(steps=1, whiten_rewards=flag)).rows("train")[0] for flag in (False, True))

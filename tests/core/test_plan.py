@@ -11,7 +11,7 @@ from micro_spec import PLUGINS, lab, plan_of, refused, write_spec
 from rlhf_lab.errors import DataError, SpecError
 from rlhf_lab.plan import in_order
 
-FILE_DATA = '''
+FILE_DATA = """
 import hashlib
 from rlhf_lab import Component, hookimpl, param
 from rlhf_lab.errors import DataError
@@ -37,7 +37,7 @@ class Lines(Component):
 @hookimpl
 def register_components(register):
     register(Lines)
-'''
+"""
 
 STAGES = {
     "sft": "{batch_size: 32, epochs: 1}",
@@ -140,7 +140,9 @@ def lines(tmp_path):
     (tmp_path / "lines.py").write_text(FILE_DATA)
     (tmp_path / "prompts.txt").write_text("one\n")
     path = write_spec(tmp_path)
-    path.write_text(path.read_text().replace("{name: micro, sentences: 64, pretraining_sentences: 8}", "{name: lines, path: prompts.txt}"))
+    path.write_text(
+        path.read_text().replace("{name: micro, sentences: 64, pretraining_sentences: 8}", "{name: lines, path: prompts.txt}")
+    )
     return path
 
 

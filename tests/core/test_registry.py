@@ -111,20 +111,35 @@ def test_which_distributions_are_loaded(install, value, expected):
 BROKEN = {
     "import_error": ("import no_such_library\n", "ModuleNotFoundError: No module named 'no_such_library'"),
     "leaves": ("import sys\nsys.exit('bye')\n", "SystemExit: bye"),
-    "misspelt_hook": (controller().replace("def register_components", "def register_component"), "unknown hook 'register_component'"),
-    "wrong_argument": (controller().replace("register_components(register)", "register_components(add)"), "Argument(s) {'add'}"),
+    "misspelt_hook": (
+        controller().replace("def register_components", "def register_component"),
+        "unknown hook 'register_component'",
+    ),
+    "wrong_argument": (
+        controller().replace("register_components(register)", "register_components(add)"),
+        "Argument(s) {'add'}",
+    ),
     "no_hook": (controller().replace("@hookimpl\n", ""), "registers nothing"),
-    "hook_raises": (controller().replace("    register(Mine)", "    raise RuntimeError('not\\ntoday')"), "RuntimeError: not today"),
+    "hook_raises": (
+        controller().replace("    register(Mine)", "    raise RuntimeError('not\\ntoday')"),
+        "RuntimeError: not today",
+    ),
     "too_few_arguments": (
         controller().replace("kl, n_sequences", "kl"),
         "PluginError: Mine.update() must take 3 arguments besides self",
     ),
-    "no_method": (controller().replace("def start", "def begin"), "PluginError: Mine lacks the method start() of a kl_controller"),
+    "no_method": (
+        controller().replace("def start", "def begin"),
+        "PluginError: Mine lacks the method start() of a kl_controller",
+    ),
     "unknown_kind": (
         controller().replace('"kl_controller", ', '"kl_controler", '),
         "PluginError: Mine: unknown kind 'kl_controler' (did you mean 'kl_controller'?)",
     ),
-    "no_name": (controller().replace("kind, name = \"kl_controller\", 'mine'", 'kind = "kl_controller"'), "PluginError: Mine lacks the class attribute 'name'"),
+    "no_name": (
+        controller().replace("kind, name = \"kl_controller\", 'mine'", 'kind = "kl_controller"'),
+        "PluginError: Mine lacks the class attribute 'name'",
+    ),
     "no_component": (controller().replace("(Component)", ""), "PluginError: register() takes a Component class or a Preset"),
 }
 
@@ -152,7 +167,10 @@ def test_only_specs_that_use_a_broken_plugin_fail(install, tmp_path):
     path = write_spec(tmp_path)
     assert lab("plan", path).exit_code == 0
     message = refused(path, "rl.kl=mine", code=3)
-    assert "unknown kl_controller 'mine'" in message and "plugin: ModuleNotFoundError: No module named 'no_such_library'" in message
+    assert (
+        "unknown kl_controller 'mine'" in message
+        and "plugin: ModuleNotFoundError: No module named 'no_such_library'" in message
+    )
     assert "\n" not in message
 
 
@@ -165,7 +183,9 @@ def test_broken_plugins_are_listed(install):
     assert data["broken"] == [
         {"plugin": "plugin", "from": "lab-broken", "reason": "ModuleNotFoundError: No module named 'no_such_library'"}
     ]
-    assert {"kind": "objective", "name": "entropy"}.items() <= next(c for c in data["components"] if c["name"] == "entropy").items()
+    assert {"kind": "objective", "name": "entropy"}.items() <= next(
+        c for c in data["components"] if c["name"] == "entropy"
+    ).items()
 
 
 def test_a_name_that_two_distributions_claim_is_refused_with_both_names(install, tmp_path):
@@ -254,7 +274,9 @@ def test_components_are_chosen_by_name_or_mapping():
     assert registry.choose("kl_controller", "velocity_pid").p == 0.5
     assert registry.choose("kl_controller", {"name": "velocity_pid", "p": 2}).p == 2.0
     for wrong in (3, None, [], {}, {"p": 2}, {"name": 3}):
-        with pytest.raises(ValueError, match="kl_controller must be a name, or a mapping with a 'name' in it: one of adaptive, "):
+        with pytest.raises(
+            ValueError, match="kl_controller must be a name, or a mapping with a 'name' in it: one of adaptive, "
+        ):
             registry.choose("kl_controller", wrong)
     with pytest.raises(ValueError, match=r"unknown kl_controller 'adaptve' \(did you mean 'adaptive'\?\)"):
         registry.choose("kl_controller", "adaptve")

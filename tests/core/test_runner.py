@@ -28,7 +28,9 @@ def run(path, *arguments):
 
 def marks(results):
     """When each stage was committed, and each status written."""
-    return {path: path.stat().st_mtime_ns for path in [*results.glob(f"stages/*/{COMMIT}"), *results.glob("runs/*/status.json")]}
+    return {
+        path: path.stat().st_mtime_ns for path in [*results.glob(f"stages/*/{COMMIT}"), *results.glob("runs/*/status.json")]
+    }
 
 
 @pytest.fixture
@@ -59,7 +61,11 @@ def test_a_row_per_run(finished):
     assert list(zip(runs["rl.kl.beta"], runs["seed"], runs["status"], strict=True)) == [
         (0.1, 0, "done"), (0.1, 1, "done"), (1.0, 0, "done"), (1.0, 1, "done")
     ]  # fmt: skip
-    assert runs["run_id"].tolist() == read_json(finished / "plan.json")["runs"] == [run.name for run in sorted_as_planned(finished)]
+    assert (
+        runs["run_id"].tolist()
+        == read_json(finished / "plan.json")["runs"]
+        == [run.name for run in sorted_as_planned(finished)]
+    )
     assert (runs["seconds"] > 0).all() and runs["run_id"].is_unique
 
 
@@ -309,7 +315,9 @@ def test_a_terminated_sweep_leaves_no_process(tmp_path):
 def test_workers_of_a_killed_sweep_end_by_themselves(tmp_path):
     path = write_spec(tmp_path, axes="axes: {}", seeds="seeds: [0]")
     process = lab_process("run", path, "rl.steps=100000", "--out", tmp_path / "out")
-    children = wait_for(lambda: list((tmp_path / "out" / "tiny" / "stages").glob("*/steps.jsonl")) and psutil.Process(process.pid).children())
+    children = wait_for(
+        lambda: list((tmp_path / "out" / "tiny" / "stages").glob("*/steps.jsonl")) and psutil.Process(process.pid).children()
+    )
     process.kill()
     process.communicate()
     wait_for(lambda: not alive([child.pid for child in children]), 20)

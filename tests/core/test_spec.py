@@ -31,7 +31,9 @@ base:
 @pytest.fixture(scope="module")
 def registry():
     found = discover([], {"RLHF_LAB_LOAD_PLUGINS": ""})
-    cold = Preset("cold", "for tests", {"rl.temperature": (0.5, "hand"), "rl.kl.beta": (0.7, "hand"), "sft.epochs": (7, "hand")})
+    cold = Preset(
+        "cold", "for tests", {"rl.temperature": (0.5, "hand"), "rl.kl.beta": (0.7, "hand"), "sft.epochs": (7, "hand")}
+    )
     found.found["preset", "cold"] = [Registration(cold, "tests", "0", "tests")]
     return found
 
@@ -254,7 +256,10 @@ def test_an_override_is_not_blamed_for_what_stands_in_the_file(wrong):
         ("seeds: []\n", "spec.yaml:8:1: seeds must have at least 1 item, not 0"),
         ("seeds: [0, 1, 0]\n", "spec.yaml:8:1: a seed is listed twice"),
         ("seeds: [0.5]\n", "spec.yaml:8:9: seeds[0] must be a whole number, not 0.5"),
-        ("max_runs: 3\nseeds: [0, 1]\naxes: {rl.steps: [1, 2]}\n", "spec.yaml:10:1: the sweep has 4 runs, more than max_runs: 3"),
+        (
+            "max_runs: 3\nseeds: [0, 1]\naxes: {rl.steps: [1, 2]}\n",
+            "spec.yaml:10:1: the sweep has 4 runs, more than max_runs: 3",
+        ),
         ("arms: {a: {preset: cld}}\n", "spec.yaml:8:12: unknown preset 'cld' (did you mean 'cold'?); there are "),
         ("arms: {a: {preset: 5}}\n", "spec.yaml:8:12: unknown preset '5'; there are "),
     ],
@@ -274,7 +279,11 @@ def test_what_is_wrong_in_the_parts_of_a_sweep(wrong, added, message):
         ("  rl:", "  precision: fp16\n  rl:", "spec.yaml:7:3: precision must be one of 'fp32', 'bf16', not 'fp16'"),
         ("  sft: {epochs: 2}", "  sft: {name: sfft}", "spec.yaml:5:3: unknown stage 'sfft' (did you mean 'sft'?)"),
         ("  reward_model: {}\n", "", "spec.yaml:6:3: no stage is called 'reward_model'; this spec has 'sft', 'rl'"),
-        ("reward_model: {}", "reward_model: {init: sfft}", "spec.yaml:6:18: no stage is called 'sfft'; this spec has 'sft', 'reward_model', 'rl'"),
+        (
+            "reward_model: {}",
+            "reward_model: {init: sfft}",
+            "spec.yaml:6:18: no stage is called 'sfft'; this spec has 'sft', 'reward_model', 'rl'",
+        ),
         ("experiment: kl", "experiment: ../kl", "spec.yaml:1:1: experiment must match the pattern"),
         ("experiment: kl\n", "", "the spec needs a key 'experiment'"),
         ("  rl: {", "  preset: colt\n  rl: {", "spec.yaml:7:3: unknown preset 'colt' (did you mean 'cold'?)"),
@@ -297,7 +306,9 @@ def test_a_base_that_is_no_mapping(wrong, base):
 
 def test_stages_that_read_each_other_in_a_circle(tmp_path):
     path = write_spec(tmp_path)
-    path.write_text(path.read_text().replace("sft: {", "sft: {init: other, ").replace("  rl:\n", "  other: {name: sft, init: sft}\n  rl:\n"))
+    path.write_text(
+        path.read_text().replace("sft: {", "sft: {init: other, ").replace("  rl:\n", "  other: {name: sft, init: sft}\n  rl:\n")
+    )
     assert refused(path) == "stages read each other in a circle: sft → other → sft"
     path.write_text(path.read_text().replace("init: other, ", "init: sft, "))
     assert refused(path) == "stages read each other in a circle: sft → sft"

@@ -18,6 +18,7 @@ from rlhf_lab.store import (
     is_committed,
     json_row,
     read_json,
+    verify,
     write_atomically,
     write_json,
 )
@@ -92,16 +93,33 @@ def test_a_stage_is_computed_once(tmp_path):
     }
 
 
-def test_what_a_failed_attempt_left_is_removed(tmp_path):
+def test_the_next_attempt_is_given_what_a_failed_one_left(tmp_path):
+    """It does not count until it is whole."""
+    seen = []
+
     def fail(folder):
         (folder / "half").write_text("x")
         raise RuntimeError
 
+    def finish(folder):
+        seen.extend(path.name for path in folder.iterdir())
+        (folder / "half").rename(folder / "whole")
+
     with pytest.raises(RuntimeError):
         compute_once(tmp_path / "s", fail)
-    assert (tmp_path / "s" / "half").exists() and not is_committed(tmp_path / "s")
-    assert compute_once(tmp_path / "s", lambda folder: (folder / "whole").write_text("y"))
-    assert sorted(p.name for p in (tmp_path / "s").iterdir()) == [COMMIT, "whole"]
+    assert not is_committed(tmp_path / "s")
+    assert compute_once(tmp_path / "s", finish) and seen == ["half"]
+    assert sorted(read_json(tmp_path / "s" / COMMIT)) == ["whole"]
+
+
+def test_a_changed_or_missing_file_of_a_committed_folder_is_found(tmp_path):
+    for name in ("a", "b", "c"):
+        (tmp_path / name).write_text(name)
+    commit(tmp_path)
+    assert verify(tmp_path) == []
+    (tmp_path / "b").write_text("B")
+    (tmp_path / "c").unlink()
+    assert verify(tmp_path) == ["b", "c"]
 
 
 def test_of_many_at_once_one_computes(tmp_path):

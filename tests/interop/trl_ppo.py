@@ -24,7 +24,7 @@ from rlhf_lab.streams import stream
 from rlhf_lab_plugins.policy.causal_lm import FullPolicy
 
 SEED, STEPS, BATCH, EPOCHS, MINIBATCHES, LENGTH = 0, 3, 16, 2, 2, 6
-RATE, BETA, TEMPERATURE, PENALTY = 3e-3, 0.3, 0.7, 0.4
+RATE, BETA, TEMPERATURE, PENALTY = 2e-3, 0.3, 0.7, 0.4
 OF_A_ROLLOUT = (
     "queries responses logprobs ref_logprobs scores rewards values advantages returns "
     "padding_mask padding_mask_p1 sequence_lengths contain_eos_token"
@@ -108,7 +108,7 @@ def run_trl(world: Path, folder: Path, monkeypatch: Any, **changes: Any) -> Reco
         "logging_steps": 1,
     }
     policy, reference = (AutoModelForCausalLM.from_pretrained(world / "sft", dtype=torch.float32) for _ in range(2))
-    critic = sequence_classifier(world / "reward_model")
+    critic = sequence_classifier(world / "critic")
     with torch.random.fork_rng(devices=[]):
         trainer = PPOTrainer(
             args=PPOConfig(**{**args, **changes}),
@@ -184,7 +184,7 @@ def rollout_of(recorded: dict[str, Tensor], stops: bool = True) -> Rollout:
 
 CONVENTIONS = {
     "policy": "causal_lm",
-    "critic": {"name": "value_model", "learning_rate": RATE},
+    "critic": {"name": "value_model", "init": "comparisons", "learning_rate": RATE},
     "reward": "reward_model",
     "kl": {"name": "fixed", "beta": BETA},
     "kl_estimator": "k1",
@@ -209,10 +209,11 @@ CONVENTIONS = {
 }
 
 
-def run_ours(open_stage: Any, trl: Record, monkeypatch: Any, *, stops: bool = True, **changes: Any) -> Record:
+def run_ours(open_stage: Any, world: Path, trl: Record, monkeypatch: Any, *, stops: bool = True, **changes: Any) -> Record:
     """Our RL stage on the tokens that TRL sampled, recorded. `changes` go into its parameters."""
     record, sampled = Record(), iter([rollout_of(recorded, stops) for recorded in trl.rollouts])
-    cfg, ctx = open_stage("rl", {**CONVENTIONS, **changes}, seed=SEED)
+    # a critic that is not the reward model, or it would know each score beforehand; any stage's name will do for it
+    cfg, ctx = open_stage("rl", {**CONVENTIONS, **changes}, seed=SEED, inputs={"comparisons": world / "critic"})
     sample, learn, step = FullPolicy.rollout, loop.update, update.optimizer_step
     actors = []
 
