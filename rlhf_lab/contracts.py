@@ -251,11 +251,15 @@ class Demonstration:
 
 @dataclass(frozen=True)
 class Ranking:
-    """K completions of one prompt with ratings, higher is better; a comparison is K = 2."""
+    """K completions of one prompt with ratings, higher is better; a comparison is K = 2.
+
+    `ended` says which of them end with EOS (empty: all); a sampled response that was cut off does not.
+    """
 
     prompt: str
     completions: tuple[str, ...]
     ratings: tuple[float, ...]
+    ended: tuple[bool, ...] = ()
 
 
 # ---------------------------------------------------------------------------------------------------------------

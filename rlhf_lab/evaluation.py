@@ -85,9 +85,10 @@ class Evaluator:
         self.ctx.log_samples(step, sample_rows(answers, proxy.scores_B, gold_B, self.settings.log_samples, kl_B))
 
     def _logprobs(self, policy: Any, part: Rollout) -> tuple[Tensor, Tensor, Tensor]:
-        """At the temperature of training: the KL that is reported is the one that is penalised."""
-        output = policy.forward(part, temperature=self.cfg.temperature, entropy=True)
-        return output.logprobs_BT, output.entropy_BT, policy.reference_logprobs(part, temperature=self.cfg.temperature)
+        """At the temperature of these samples, so that the mean log-ratio is a KL."""
+        temperature = self.sampling["temperature"]
+        output = policy.forward(part, temperature=temperature, entropy=True)
+        return output.logprobs_BT, output.entropy_BT, policy.reference_logprobs(part, temperature=temperature)
 
 
 def win_rate(gold_B: Tensor, baseline_B: Tensor) -> Tensor:

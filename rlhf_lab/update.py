@@ -59,7 +59,7 @@ def update(cfg: RL, ctx: StageContext, actors: Actors, batch: Batch, step: int) 
             history.append(optimizer_step(cfg, ctx, actors, batch, index, position))
             actors.average.update()
     mean = {name: sum(row[name] for row in history) / len(history) for name in history[0]}
-    return mean | {f"first_{name}": history[0][name] for name in ("ratio", "clip_fraction") if name in history[0]}
+    return mean | {f"first_{name}": history[0][name] for name in ("ratio", "clip_fraction", "approx_kl") if name in history[0]}
 
 
 def optimizer_step(cfg: RL, ctx: StageContext, actors: Actors, batch: Batch, index: Tensor, position: int) -> dict[str, float]:
@@ -79,10 +79,10 @@ def optimizer_step(cfg: RL, ctx: StageContext, actors: Actors, batch: Batch, ind
             for rollout, part in microbatches(texts, minibatch, cfg.microbatch_size):
                 backward(cfg, ctx, actors, [term], rollout, part, metrics)
     metrics |= clip_gradients(cfg, actors)
-    actors.optimizer.step()
     row = {name: float(value) for name, value in metrics.items()}
     if not all(math.isfinite(value) for value in row.values()):
         raise NumericsError(f"the loss is not finite: {row}; lower the learning rate, or look at the reward")
+    actors.optimizer.step()
     return row
 
 

@@ -212,9 +212,8 @@ def test_nothing_executes_what_it_reads(name):
 def test_the_rules_can_fail(tmp_path):
     """Each check on a file that breaks it."""
     path = tmp_path / "bad.py"
-    path.write_text(
-        "import rlhf_lab.loop\nfrom rlhf_lab import plan\nif TYPE_CHECKING:\n    import rlhf_lab.spec\ndef f():\n    import rlhf_lab.store\n"
-    )
+    imports = ["import rlhf_lab.loop", "from rlhf_lab import plan", "if TYPE_CHECKING:", "    import rlhf_lab.spec"]
+    path.write_text("\n".join([*imports, "def f():", "    import rlhf_lab.store", ""]))
     assert imported(path, ALL) == {"rlhf_lab.loop", "rlhf_lab.plan", "rlhf_lab.store"}
     assert imported(path, ALL, inside_functions=False) == {"rlhf_lab.loop", "rlhf_lab.plan"}
     path.write_text('"gae"\nx = "rloo"\n')

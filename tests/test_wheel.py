@@ -20,8 +20,9 @@ ROOT = Path(rlhf_lab.__file__).parents[1]
 SOURCE = ["rlhf_lab", "plugins", "analysis", "experiments", "pyproject.toml", "README.md"]
 SMALL = [
     "seeds=0", "rl.kl.beta=0.2", "data.sentences=200", "sft.epochs=1", "sft.log_samples=0", "comparisons.prompts=16",
-    "comparisons.validation_prompts=8", "reward_model.epochs=1", "reward_model.batch_size=8", "reward_model.normalize_examples=8",
-    "rl.steps=2", "rl.batch_size=4", "rl.evaluation.prompts=4", "rl.gold.samples=16", "best_of_n.gold.samples=16",
+    "comparisons.validation_prompts=8", "reward_model.epochs=1", "reward_model.batch_size=8",
+    "reward_model.normalize_examples=8", "rl.steps=2", "rl.batch_size=4", "rl.evaluation.prompts=4",
+    "rl.gold.samples=16", "best_of_n.gold.samples=16",
     "best_of_n.prompts=2", "best_of_n.samples=4", "resources.workers=1", "resources.threads=1",
 ]  # fmt: skip
 

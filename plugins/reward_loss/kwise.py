@@ -46,7 +46,12 @@ class Pairwise(Component):
 
     def examples(self, rankings):
         return [
-            Ranking(r.prompt, (r.completions[i], r.completions[j]), (r.ratings[i], r.ratings[j]))
+            Ranking(
+                r.prompt,
+                (r.completions[i], r.completions[j]),
+                (r.ratings[i], r.ratings[j]),
+                r.ended and (r.ended[i], r.ended[j]),
+            )
             for r in rankings
             for i, j in itertools.combinations(range(len(r.completions)), 2)
             if r.ratings[i] != r.ratings[j]

@@ -1,5 +1,6 @@
 """New comparisons: responses of a policy, ranked by a labeller."""
 
+import itertools
 import json
 from typing import Literal
 
@@ -30,7 +31,7 @@ class Comparisons(Component):
     flip: float = param(0.1, "probability that a verdict is inverted", ge=0, le=0.5)
     response_length: int = param(28, "longest response", ge=1, unit="tokens")
     temperature: float = param(1.0, "of sampling", gt=0)
-    batch_size: int = param(256, "responses sampled at a time", ge=1)
+    batch_size: int = param(256, "responses sampled at a time; decides which noise each gets", ge=1)
 
     def run(self, ctx):
         model = ready(load_causal_lm(ctx.input(self.policy)), ctx, frozen=True)
@@ -68,20 +69,23 @@ class Comparisons(Component):
         for b, scores_K in enumerate(scores_BK):
             ratings = swapped(scores_K.tolist(), noise) if noise.random() < self.flip else scores_K.tolist()
             if len(set(ratings)) > 1:
-                first = b * self.completions
-                yield Ranking(prompts[b], sampled.responses[first : first + self.completions], tuple(ratings))
+                rows = slice(b * self.completions, (b + 1) * self.completions)
+                yield Ranking(prompts[b], sampled.responses[rows], tuple(ratings), tuple(sampled.ended_B[rows].tolist()))
 
 
 def swapped(ratings, rng):
-    """The ratings with two of them, drawn from `rng`, exchanged."""
-    i, j = rng.choice(len(ratings), 2, replace=False)
+    """The ratings with two of them that differ, drawn from `rng`, exchanged."""
+    untied = [(i, j) for i, j in itertools.combinations(range(len(ratings)), 2) if ratings[i] != ratings[j]]
+    if not untied:
+        return ratings
+    i, j = untied[rng.integers(len(untied))]
     ratings = list(ratings)
     ratings[i], ratings[j] = ratings[j], ratings[i]
     return ratings
 
 
 def write_rankings(path, rankings):
-    lines = [json.dumps({"prompt": r.prompt, "completions": r.completions, "ratings": r.ratings}) for r in rankings]
+    lines = [json.dumps(vars(ranking)) for ranking in rankings]
     write_atomically(path, "".join(f"{line}\n" for line in lines))
 
 

@@ -137,12 +137,16 @@ class RewardModel(SupervisedParameters):
 def read_rankings(folder, split):
     with open(folder / f"rankings.{split}.jsonl", encoding="utf-8") as file:
         rows = [json.loads(line) for line in file]
-    return [Ranking(row["prompt"], tuple(row["completions"]), tuple(row["ratings"])) for row in rows]
+    return [Ranking(row["prompt"], *(tuple(row[key]) for key in ("completions", "ratings", "ended"))) for row in rows]
 
 
 def score_rankings(ctx, model, encoder, rankings):
     """scores_BK, ratings_BK and mask_BK (K padded) of B rankings: one forward pass per completion."""
-    flat = encoder.encode([r.prompt for r in rankings for _ in r.completions], [c for r in rankings for c in r.completions])
+    flat = encoder.encode(
+        [r.prompt for r in rankings for _ in r.completions],
+        [completion for r in rankings for completion in r.completions],
+        [ended for r in rankings for ended in r.ended or (True,) * len(r.completions)],
+    )
     scores = model.scores(flat.to(ctx.device)).float()
     sizes = [len(r.completions) for r in rankings]
     padded = torch.nn.utils.rnn.pad_sequence

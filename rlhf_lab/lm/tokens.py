@@ -77,9 +77,10 @@ class Encoder:
                 )
         return pad(rows, self.pad, left=True)
 
-    def encode(self, prompts: Sequence[str], responses: Sequence[str]) -> Rollout:
-        """Given text as a rollout: what a data file holds, scored like what a policy sampled."""
-        response_rows = [self.response_ids(response) for response in responses]
+    def encode(self, prompts: Sequence[str], responses: Sequence[str], ended: Sequence[bool] | None = None) -> Rollout:
+        """Given text as a rollout: what a data file holds, scored like what a policy sampled. All end with EOS by default."""
+        ends = [True] * len(responses) if ended is None else list(ended)
+        response_rows = [self.response_ids(response, eos) for response, eos in zip(responses, ends, strict=True)]
         prompt_ids_BP, prompt_mask_BP = self.prompts(prompts, max(len(row) for row in response_rows))
         response_ids_BT, mask_BT = pad(response_rows, self.pad)
         n = len(response_rows)
@@ -90,7 +91,7 @@ class Encoder:
             prompt_mask_BP,
             response_ids_BT,
             mask_BT,
-            ended_B=torch.ones(n, dtype=torch.bool),
+            ended_B=torch.tensor(ends),
             group_B=torch.arange(n),
         )
 

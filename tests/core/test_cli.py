@@ -6,7 +6,7 @@ import shutil
 
 import click
 import pytest
-from micro_spec import PLUGINS, lab, plan_of, write_spec
+from micro_spec import lab, plan_of, write_spec
 
 import rlhf_lab
 from rlhf_lab.cli import main, speaks_plainly

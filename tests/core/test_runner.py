@@ -246,16 +246,14 @@ def test_what_failed_has_no_finished_stage_but_shares_the_finished_ones(troubled
         assert committed == ({"sft", "rl"} if run_["arm"].startswith("good") else {"sft"})
 
 
-def test_a_failed_run_is_tried_again_and_the_traceback_goes_when_it_succeeds(tmp_path):
-    plugin = tmp_path / "flaky.py"
-    plugin.write_text(TROUBLES.read_text().replace("raise KeyError", f"if not os.path.exists({str(tmp_path / 'mended')!r}):\n        raise KeyError").replace('word")\n', 'word")\n    return torch.zeros(len(rollout))\n', 1))  # fmt: skip
+def test_a_failed_run_is_tried_again_and_the_traceback_goes_when_it_succeeds(tmp_path, monkeypatch):
     path = write_spec(tmp_path, axes="axes: {}", seeds="seeds: [0]")
-    code, said = run(path, "--plugin", plugin, "rl.reward=raises")
+    code, said = run(path, "--plugin", TROUBLES, "rl.reward=raises")
     (run_id,) = said["failed"]
     folder = tmp_path / "out" / "tiny" / "runs" / run_id
     assert code == 1 and (folder / "traceback.txt").is_file()
-    (tmp_path / "mended").touch()
-    code, said = run(path, "--plugin", plugin, "rl.reward=raises")
+    monkeypatch.setenv("TROUBLE_MENDED", "yes")
+    code, said = run(path, "--plugin", TROUBLES, "rl.reward=raises")
     assert code == 0 and said["done"] == [run_id] and not (folder / "traceback.txt").exists()
 
 

@@ -24,7 +24,9 @@ def scorer(name, score):
 
 
 def raises(self, rollout):
-    raise KeyError("no such\nword")
+    if "TROUBLE_MENDED" not in os.environ:
+        raise KeyError("no such\nword")
+    return torch.zeros(len(rollout))
 
 
 def slow(self, rollout):
