@@ -19,7 +19,7 @@ quickstart: .venv/installed  ## run the default experiment, check its numbers, d
 	$(BIN)/rlhf-lab run quickstart --out $(RESULTS)
 	$(BIN)/rlhf-lab plot frontier $(RESULTS)/quickstart
 	$(BIN)/rlhf-lab plot curves $(RESULTS)/quickstart
-	$(BIN)/rlhf-lab check $(RESULTS)/quickstart experiments/quickstart/expected.json
+	$(BIN)/rlhf-lab check results $(RESULTS)/quickstart experiments/quickstart/expected.json
 
 test: .venv/installed-test  ## what CI runs
 	$(BIN)/ruff check .
@@ -34,7 +34,7 @@ movie-reviews: .venv/installed  ## the real experiment: SmolLM2-135M on human ra
 	$(BIN)/rlhf-lab run experiments/movie_reviews/spec.yaml --out $(RESULTS)
 	$(BIN)/rlhf-lab plot frontier $(RESULTS)/movie_reviews
 	$(BIN)/rlhf-lab plot curves $(RESULTS)/movie_reviews
-	$(BIN)/rlhf-lab check $(RESULTS)/movie_reviews experiments/movie_reviews/expected.json
+	$(BIN)/rlhf-lab check results $(RESULTS)/movie_reviews experiments/movie_reviews/expected.json
 
 clean:
 	rm -rf .venv build *.egg-info

@@ -1,6 +1,6 @@
 """Training curves: small multiples over the step, a thin line per seed and a mean with its interval.
 
-    python analysis/curves.py RESULTS [--column kl …] [--out DIR]
+python analysis/curves.py RESULTS [--column kl …] [--out DIR]
 """
 
 from __future__ import annotations

@@ -130,3 +130,11 @@ def best_of_n_curve(frame: pd.DataFrame) -> pd.DataFrame | None:
     columns = [c for c in ["n", "kl", *REWARDS, *(f"{reward}_se" for reward in REWARDS)] if c in frame]
     unique = frame.loc[frame["stage"] == BEST_OF_N, columns].drop_duplicates()
     return unique.groupby("n").mean().assign(curves=unique.groupby("n").size()).reset_index()
+
+
+def optimum_curve(frame: pd.DataFrame) -> pd.DataFrame | None:
+    """kl and reward_proxy along the estimated frontier, KL ascending; None where there is none, or several differ."""
+    rows = frame[(frame["stage"] == BEST_OF_N) & (frame["split"] == "frontier")]
+    curve = rows[["kl", "reward_proxy"]].drop_duplicates().sort_values("kl") if len(rows) else rows
+    one_curve = len(curve) and len(curve) == rows.groupby("run_id").size().iloc[0]
+    return curve.reset_index(drop=True) if one_curve else None

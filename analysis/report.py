@@ -1,6 +1,6 @@
 """The short report of a results folder: a summary per arm, paired differences to the first arm, fits of Gao's forms.
 
-    python analysis/report.py RESULTS [--expected expected.json]
+python analysis/report.py RESULTS [--expected expected.json]
 """
 
 from __future__ import annotations
@@ -48,8 +48,9 @@ def peak_step(rows: pd.DataFrame, column: str) -> int | None:
     return mean_by_step(rows, column)["mean"].idxmax()
 
 
-def summary(frame: pd.DataFrame, runs: pd.DataFrame | None = None, *, hue: str | Sequence[str] | None = None,
-            stage: str = "rl") -> pd.DataFrame:
+def summary(
+    frame: pd.DataFrame, runs: pd.DataFrame | None = None, *, hue: str | Sequence[str] | None = None, stage: str = "rl"
+) -> pd.DataFrame:
     """A row per arm or axis value: mean over seeds and half-width of the 95 % t-interval, on validation prompts.
 
     "final" is the last step of the group, "peak" the step where the mean gold curve is highest (chosen on the same
@@ -96,8 +97,14 @@ def _summarise(rows: pd.DataFrame) -> dict[str, float]:
 # Paired differences
 
 
-def paired(frame: pd.DataFrame, columns: Sequence[str] = ("kl", "reward_proxy", "reward_gold"), *, by: str = "arm",
-           baseline: Hashable | None = None, stage: str = "rl") -> pd.DataFrame:
+def paired(
+    frame: pd.DataFrame,
+    columns: Sequence[str] = ("kl", "reward_proxy", "reward_gold"),
+    *,
+    by: str = "arm",
+    baseline: Hashable | None = None,
+    stage: str = "rl",
+) -> pd.DataFrame:
     """Final values minus those of the baseline (default: the first arm), paired by seed, with a 95 % t-interval.
 
     Seeds share prompts and sampling noise across arms, so the difference per seed is less noisy than the means. Where
@@ -111,9 +118,11 @@ def paired(frame: pd.DataFrame, columns: Sequence[str] = ("kl", "reward_proxy", 
     others = [column for column in grouping(rows) if column != by] if len(values) > 1 else []
     table = [
         {by: value, **dict(zip(others, key, strict=True)), "column": column, **_difference(part, column, by, value, baseline)}
-        for value in values if value != baseline
+        for value in values
+        if value != baseline
         for key, part in _parts(rows, others)
-        for column in columns if has_values(part, column)
+        for column in columns
+        if has_values(part, column)
     ]
     return pd.DataFrame(table, columns=[by, *others, "column", "n", "difference", "half_width", "low", "high"])
 
@@ -146,10 +155,15 @@ def fits(frame: pd.DataFrame, *, hue: str | Sequence[str] | None = None, stage: 
     for number, curve in best_of_n_curves(frame, cut):
         if curve["n"].iloc[0] == 1:
             labelled.append(("all" if number is None else cut[number].label, "best_of_n", [curve]))
-    return pd.DataFrame([
-        {"group": label, "reward": reward, **_fit(curves, reward, form)._asdict()}
-        for label, form, curves in labelled for reward in REWARDS if all(has_values(curve, reward) for curve in curves)
-    ], columns=["group", "reward", *GaoFit._fields])
+    return pd.DataFrame(
+        [
+            {"group": label, "reward": reward, **_fit(curves, reward, form)._asdict()}
+            for label, form, curves in labelled
+            for reward in REWARDS
+            if all(has_values(curve, reward) for curve in curves)
+        ],
+        columns=["group", "reward", *GaoFit._fields],
+    )
 
 
 def _fit(curves: Sequence[pd.DataFrame], reward: str, form: str) -> GaoFit:
@@ -200,8 +214,12 @@ def text(frame: pd.DataFrame, runs: pd.DataFrame | None = None) -> str:
     several = select(frame)["arm"].nunique() > 1
     parts = [("Summary (mean ± half-width of the 95 % t-interval over seeds)", summary(frame, runs))]
     if several:
-        parts.append(("Final differences to the first arm, paired by seed", paired(frame).drop(columns=["low", "high"]).rename(
-            columns={"half_width": f"difference{HALF_WIDTH}"})))
+        parts.append(
+            (
+                "Final differences to the first arm, paired by seed",
+                paired(frame).drop(columns=["low", "high"]).rename(columns={"half_width": f"difference{HALF_WIDTH}"}),
+            )
+        )
     parts.append(("Fits: RL R = d (α − β log d), best-of-n R = d (α − β d), d = √KL; 95 % bootstrap over seeds", fits(frame)))
     return "\n".join(f"### {title}\n\n{markdown(table)}" for title, table in parts)
 

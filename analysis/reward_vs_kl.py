@@ -1,6 +1,6 @@
 """The figure of the laboratory: proxy and gold reward against the distance from the SFT policy (Gao et al. 2022, figure 1).
 
-    python analysis/reward_vs_kl.py RESULTS [--x kl] [--out DIR]
+python analysis/reward_vs_kl.py RESULTS [--x kl] [--out DIR]
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from rlhf_lab.errors import DataError, LabError
 from rlhf_lab_analysis import style
-from rlhf_lab_analysis.frames import REWARDS, Group, best_of_n_curves, groups, has_values, select
+from rlhf_lab_analysis.frames import REWARDS, Group, best_of_n_curves, groups, has_values, optimum_curve, select
 from rlhf_lab_analysis.seed_statistics import mean_by_step
 from rlhf_lab_analysis.style import Style
 
@@ -27,6 +28,7 @@ X_LABELS = {
 }
 TITLES = {"reward_proxy": "proxy: what RL maximises", "reward_gold": "gold: what we care about"}
 Y_LABELS = {"reward_proxy": "proxy reward", "reward_gold": "gold reward"}
+OPTIMUM = {"color": "black", "linestyle": "-", "linewidth": 0.8}
 BLACK = Style((0.0, 0.0, 0.0), (0, (1, 2.5)), "x")
 
 
@@ -43,6 +45,7 @@ def reward_vs_kl(
 
     A thin line per seed; a mean curve with a 95 % t-interval per arm or axis value (`hue` chooses the columns). The mean
     is taken over seeds at equal step, of KL and of the reward, and √ is of the mean KL; the band is of the reward alone.
+    The highest proxy that any policy can have at a KL is drawn as far as it can be estimated (`rlhf_lab.frontier`).
     Best-of-n from the SFT policy stands on the same axes where the table has it, with bars of 1.96 standard errors over
     prompts. Negative estimates of KL are drawn at 0.
     A reward without any number gets no panel. `unit` is the unit of both rewards, `width` in inches (under 4.5 the
@@ -65,10 +68,12 @@ def _figure(frame: pd.DataFrame, cut: list[Group], rewards: list[str], x: str, u
     figure = style.new_figure(*size)
     shape = (len(rewards), 1) if stacked else (1, len(rewards))
     chosen = style.styles(len(cut))
-    best_of_n = best_of_n_curves(frame, cut)
+    best_of_n, optimum = best_of_n_curves(frame, cut), optimum_curve(frame)
     for panel, reward in zip(figure.subplots(*shape, squeeze=False, sharex=True).flat, rewards, strict=True):
         for group, look in zip(cut, chosen, strict=True):
             _draw_group(panel, group.rows, x, reward, look)
+        if optimum is not None and reward == "reward_proxy":
+            panel.plot(distance(optimum["kl"], x), optimum[reward], **OPTIMUM, zorder=3)
         for number, curve in best_of_n:
             _draw_best_of_n(panel, curve, x, reward, BLACK if number is None else _of_group(chosen[number]))
         panel.set(title=TITLES[reward], ylabel=f"{Y_LABELS[reward]} ({unit})")
@@ -76,7 +81,10 @@ def _figure(frame: pd.DataFrame, cut: list[Group], rewards: list[str], x: str, u
             panel.set_xlabel(X_LABELS[x])
     caption, labels = style.seeds_caption(cut)
     handles = [style.handle(look, text) for look, text in zip(chosen, labels, strict=True)]
-    style.legend_below(figure, handles + _best_of_n_handles(best_of_n), caption)
+    handles += _best_of_n_handles(best_of_n)
+    if optimum is not None:
+        handles.append(Line2D([], [], **OPTIMUM, label="highest possible proxy (estimate)"))
+    style.legend_below(figure, handles, caption)
     return figure
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import pandas as pd
 
 from rlhf_lab.errors import DataError
+from rlhf_lab.frontier import from_table
 from rlhf_lab.store import is_committed, read_json
 
 SCHEMA = "1"
@@ -41,15 +42,12 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def run_folders(results: Path) -> list[Path]:
-    return sorted(path.parent for path in (results / "runs").glob("*/run.json"))
-
-
 def compact(results: Path) -> dict[str, pd.DataFrame]:
-    """Writes the three tables from the files of all runs; rebuilding them loses nothing."""
-    plan = read_json(results / "plan.json") if (results / "plan.json").is_file() else {"runs": []}
-    order = {run_id: place for place, run_id in enumerate(plan["runs"])}
-    folders = sorted(run_folders(results), key=lambda folder: (order.get(folder.name, len(order)), folder.name))
+    """Writes the three tables of the runs that plan.json lists, in its order; rebuilding them loses nothing.
+
+    What an earlier version of the spec ran stays in the folder, and is in the tables again when a spec asks for it again.
+    """
+    folders = [results / "runs" / run_id for run_id in read_json(results / "plan.json")["runs"]]
     rows: dict[str, list[dict[str, Any]]] = {"runs": [], "steps": [], "samples": []}
     for folder in folders:
         run = read_json(folder / "run.json")
@@ -57,9 +55,29 @@ def compact(results: Path) -> dict[str, pd.DataFrame]:
         rows["steps"] += stage_rows(run, "steps.jsonl", ("run_id", "arm", "seed"))
         rows["samples"] += stage_rows(run, "samples.jsonl", ("run_id",))
     tables = {name: tidy(name, table) for name, table in rows.items()}
+    tables["steps"] = with_frontier(tables["steps"])
     for name, frame in tables.items():
         write_parquet(frame, results / f"{name}.parquet")
     return tables
+
+
+def with_frontier(steps: pd.DataFrame) -> pd.DataFrame:
+    """Adds the highest proxy at each row's KL and what the policy lacks of it, where the run estimated its frontier.
+
+    Only validation rows of the rl stage have them: the frontier is one of the validation prompts. Blank where the estimate
+    does not reach (too few effective samples).
+    """
+    points = steps[steps["split"] == "frontier"]
+    optimal = pd.Series(math.nan, index=steps.index)
+    for run_id, rows in points.groupby("run_id"):
+        mine = (
+            (steps["run_id"] == run_id)
+            & (steps["split"] == "validation")
+            & steps["kl"].notna()
+            & ~steps["stage"].isin(points["stage"])
+        )
+        optimal[mine] = from_table(rows).reward_optimal_at_kl(steps.loc[mine, "kl"])
+    return steps.assign(reward_optimal_at_kl=optimal, frontier_gap=optimal - steps["reward_proxy"]) if len(points) else steps
 
 
 def tidy(name: str, rows: list[dict[str, Any]]) -> pd.DataFrame:

@@ -62,6 +62,7 @@ def prepare(sweep: Sweep, plan: Plan, results: Path, plugin_files: Sequence[Path
                 "store": str(results / "stages"),
                 "plugin_files": [str(path) for path in plugin_files],
                 "git": computed_with,
+                "checkpoint_every": sweep.file.resources.checkpoint_every,
             },
         )
     write_json(
@@ -119,7 +120,7 @@ def run_sweep(sweep: Sweep, plan: Plan, results: Path, plugin_files: Sequence[Pa
     return outcome
 
 
-def end_of_work(pool: Sequence[Worker], slots: Sequence[threading.Thread], grace: float = 5.0) -> None:
+def end_of_work(pool: Sequence[Worker], slots: Sequence[threading.Thread], grace: float = 60.0) -> None:
     """All processes ended: asked first, so that a stage can save where it is, and after `grace` seconds killed."""
     for worker in pool:
         worker.ask_to_stop()

@@ -82,6 +82,7 @@ class Resources(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     workers: int | None = Field(None, ge=1, description="runs at a time; default: the number of cores, or of runs")
     threads: int | None = Field(None, ge=1, description="threads per run; default: cores divided by workers")
+    checkpoint_every: float = Field(300.0, gt=0, description="seconds between checkpoints inside a stage")
 
 
 class SweepFile(BaseModel):

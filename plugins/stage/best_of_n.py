@@ -7,6 +7,7 @@ import numpy as np
 
 from rlhf_lab.best_of_n import best_of_n, best_of_n_kl
 from rlhf_lab.contracts import Component, StageRef, hookimpl, param, slot
+from rlhf_lab.frontier import estimated_frontier
 from rlhf_lab.lm.files import load_causal_lm, load_encoder
 from rlhf_lab.lm.precision import ready
 from rlhf_lab.lm.sampling import rollout
@@ -18,7 +19,8 @@ class BestOfN(Component):
 
     Unbiased for every n ≤ N (Nakano et al. 2021, appendix I); KL = log n − (n − 1)/n nats, exact for rewards without ties
     and otherwise an upper bound. Steps rows of split `validation`: n, kl, reward_proxy, reward_gold, and the standard errors
-    of both over the prompts.
+    of both over the prompts; of split `frontier`: the highest proxy that any policy can have at a KL, with its β, as far as
+    the same samples can tell (`rlhf_lab.frontier`).
     """
 
     kind, name = "stage", "best_of_n"
@@ -36,7 +38,7 @@ class BestOfN(Component):
         model = ready(load_causal_lm(ctx.input(self.policy)), ctx, frozen=True)
         encoder, reward = load_encoder(ctx.input(self.policy), ctx.template), self.reward.open(ctx)
         gold = self.gold.open(ctx) if self.gold else None
-        rows = []
+        rows, proxies = [], []
         for number, prompt in enumerate(prompts := ctx.data.prompts("validation")[: self.prompts]):
             with ctx.accelerator.autocast():
                 sampled = rollout(
@@ -50,6 +52,7 @@ class BestOfN(Component):
                 )
                 proxy_N = checked(self.reward.name, reward(sampled), sampled).scores_B.cpu().numpy()
                 gold_N = checked(self.gold.name, gold(sampled), sampled).scores_B.cpu().numpy() if gold else proxy_N * math.nan
+            proxies.append(proxy_N)
             rows.append([(best_of_n(proxy_N, proxy_N, n), best_of_n(proxy_N, gold_N, n)) for n in self.sizes])
             ctx.report(number + 1, len(prompts), "")
         for n, values in zip(self.sizes, np.array(rows).transpose(1, 2, 0), strict=True):
@@ -64,6 +67,8 @@ class BestOfN(Component):
                 reward_proxy_se=errors[0],
                 reward_gold_se=errors[1],
             )
+        for place, point in enumerate(estimated_frontier(np.stack(proxies)).table().to_dict("records")):
+            ctx.log(place, "frontier", **point)
 
     @property
     def sizes(self):

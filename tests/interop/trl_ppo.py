@@ -24,7 +24,7 @@ from rlhf_lab.streams import stream
 from rlhf_lab_plugins.policy.causal_lm import FullPolicy
 
 SEED, STEPS, BATCH, EPOCHS, MINIBATCHES, LENGTH = 0, 3, 16, 2, 2, 6
-RATE, BETA, TEMPERATURE, PENALTY = 2e-3, 0.3, 0.7, 0.4
+RATE, BETA, TEMPERATURE, PENALTY = 1e-3, 0.3, 0.7, 0.4
 OF_A_ROLLOUT = (
     "queries responses logprobs ref_logprobs scores rewards values advantages returns "
     "padding_mask padding_mask_p1 sequence_lengths contain_eos_token"
@@ -218,7 +218,7 @@ def run_ours(open_stage: Any, world: Path, trl: Record, monkeypatch: Any, *, sto
     actors = []
 
     def sampling(self, prompts, *args, **options):
-        return next(sampled) if len(prompts) == BATCH else sample(self, prompts, *args, **options)
+        return next(sampled) if len(prompts) == cfg.batch_size else sample(self, prompts, *args, **options)
 
     def learning(cfg, ctx, live, batch, number):
         if not actors:
@@ -236,7 +236,8 @@ def run_ours(open_stage: Any, world: Path, trl: Record, monkeypatch: Any, *, sto
     def minibatch(*args):
         record.minibatches.append({})
         row = step(*args)
-        record.minibatches[-1] |= {"pg_loss": row["loss_ppo_clip"], "vf_loss": row["loss_value_clip"]}
+        value_loss = next(value for name, value in row.items() if name.startswith("loss_value"))
+        record.minibatches[-1] |= {"pg_loss": row["loss_ppo_clip"], "vf_loss": value_loss}
         return row
 
     def stepping(optimizer, args, kwargs):
