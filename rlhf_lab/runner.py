@@ -120,7 +120,7 @@ def run_sweep(sweep: Sweep, plan: Plan, results: Path, plugin_files: Sequence[Pa
     return outcome
 
 
-def end_of_work(pool: Sequence[Worker], slots: Sequence[threading.Thread], grace: float = 60.0) -> None:
+def end_of_work(pool: Sequence[Worker], slots: Sequence[threading.Thread], grace: float = 20.0) -> None:
     """All processes ended: asked first, so that a stage can save where it is, and after `grace` seconds killed."""
     for worker in pool:
         worker.ask_to_stop()

@@ -87,6 +87,7 @@ def test_a_run_that_has_not_begun_is_pending(results):
 
 
 def test_promised_columns_are_there_even_when_nothing_ran(tmp_path):
+    (tmp_path / "plan.json").write_text(json.dumps({"runs": []}))
     tables = compact(tmp_path)
     assert {name: tuple(table.columns) for name, table in tables.items()} == dict(COLUMNS)
 
@@ -121,3 +122,29 @@ def test_what_is_not_there_is_said(tmp_path):
         load(tmp_path, "losses")
     with pytest.raises(DataError, match=r"does not exist; is .* the folder of a finished sweep"):
         load(tmp_path)
+
+
+def test_runs_that_the_plan_does_not_list_are_left_out_and_kept(results):
+    (results / "plan.json").write_text(json.dumps({"runs": ["aaaa"]}))
+    compact(results)
+    assert load(results, "runs")["run_id"].tolist() == ["aaaa"]
+    assert (results / "runs" / "bbbb" / "run.json").is_file()
+
+
+def test_the_frontier_of_best_of_n_stands_beside_the_validation_rows(results):
+    """Points of R = √KL at β = dR/dKL = 1/(2√KL), which the interpolation must give back between them."""
+    points = [{"step": i, "split": "frontier", "kl": d * d, "reward_proxy": d, "beta": 1 / (2 * d), "ess": 99.0, "reward_proxy_se": 0.0}
+              for i, d in enumerate((0.1, 0.5, 1.0))]  # fmt: skip
+    rl = [
+        {"step": 5, "split": split, "kl": kl, "reward_proxy": 0.25}
+        for split, kl in (("validation", 0.36), ("train", 0.36), ("validation", 4.0))
+    ]
+    add_stage(results, "b0", points)
+    add_stage(results, "r2", rl)
+    add_run(results, "cccc", seed=2, axes={"rl.kl.beta": 0.1}, stages={"rl": "r2", "best_of_n": "b0"})
+    (results / "plan.json").write_text(json.dumps({"runs": ["cccc"]}))
+    compact(results)
+    rows = load(results).query("stage == 'rl'")
+    assert rows["reward_optimal_at_kl"].tolist()[0] == pytest.approx(0.6, abs=1e-9)
+    assert rows["frontier_gap"].tolist()[0] == pytest.approx(0.35, abs=1e-9)
+    assert rows["reward_optimal_at_kl"].isna().tolist() == [False, True, True]  # not of training rows, not beyond the estimate

@@ -60,6 +60,27 @@ class AsOurs(nn.Module):
         self.backbone, self.head = value_model.model, value_model.score
 
 
+def save_world(folder: Path) -> None:
+    """The tiny world with a critic that is not the reward model (or it would know each score beforehand), and a policy
+    that never samples the padding token, which TRL would take for the end of the response.
+    """
+    tiny_world.save_reward_model(folder / "reward_model", seed=7)
+    tiny_world.save_reward_model(folder / "critic", seed=8)
+    policy = tiny_world.causal_lm()
+    head = nn.Linear(policy.config.hidden_size, policy.config.vocab_size, bias=False)
+    policy.config.tie_word_embeddings = False
+    with torch.no_grad():
+        head.weight.copy_(policy.lm_head.weight)
+        policy.lm_head = head
+        policy.model.embed_tokens.weight[:, 0] = 1.0
+        for layer in policy.model.layers:  # the first coordinate stays 1 throughout, and forbids the padding token
+            layer.self_attn.o_proj.weight[0], layer.mlp.down_proj.weight[0] = 0.0, 0.0
+        head.weight[tiny_world.PAD] = 0.0
+        head.weight[tiny_world.PAD, 0] = -1e3
+    policy.save_pretrained(folder / "sft")
+    tiny_world.tokenizer().save_pretrained(folder / "sft")
+
+
 def sequence_classifier(folder: Path) -> nn.Module:
     """Our scalar model as TRL wants it. transformers' head has no bias; ours has one, so TRL is given a head with one."""
     from transformers import LlamaForSequenceClassification
@@ -211,9 +232,12 @@ CONVENTIONS = {
 
 def run_ours(open_stage: Any, world: Path, trl: Record, monkeypatch: Any, *, stops: bool = True, **changes: Any) -> Record:
     """Our RL stage on the tokens that TRL sampled, recorded. `changes` go into its parameters."""
-    record, sampled = Record(), iter([rollout_of(recorded, stops) for recorded in trl.rollouts])
-    # a critic that is not the reward model, or it would know each score beforehand; any stage's name will do for it
-    cfg, ctx = open_stage("rl", {**CONVENTIONS, **changes}, seed=SEED, inputs={"comparisons": world / "critic"})
+    record, rollouts = Record(), [rollout_of(recorded, stops) for recorded in trl.rollouts]
+    assert not any((one.response_ids_BT[one.mask_BT] == tiny_world.PAD).any() for one in rollouts)
+    sampled = iter(rollouts)
+    # the critic's folder goes by the name of a stage that the tiny world does not use
+    folders = {"sft": world / "sft", "reward_model": world / "reward_model", "comparisons": world / "critic"}
+    cfg, ctx = open_stage("rl", {**CONVENTIONS, **changes}, seed=SEED, inputs=folders)
     sample, learn, step = FullPolicy.rollout, loop.update, update.optimizer_step
     actors = []
 

@@ -166,7 +166,7 @@ def test_a_reward_without_spread_is_not_divided_by_0():
 
 def test_moments_survive_a_resume_however_deep_they_lie():
     """State through JSON into a fresh scorer; both then score alike, and not as one that starts anew."""
-    scaled = {"name": "scaled", "source": {"name": "length"}}
+    scaled = {"name": "scaled", "source": {"name": "scaled", "source": {"name": "length"}, "shift_mean": False}}
     value = {"name": "weighted_sum", "sources": [WORDS, {"name": "clipped", "source": scaled}], "weights": [1.0, 1.0]}
     old, new, fresh = (component("reward", value).open(None) for _ in range(3))
     for batch in (rollout("", "w3 w3"), rollout("w3", "w3 w3 w3 w3 w3")):
@@ -183,6 +183,7 @@ def test_moments_survive_a_resume_however_deep_they_lie():
     [
         ({"pattern": r"w1 w2"}, [1.0, 1.0, 0.0]),
         ({"pattern": r"w1 w2", "whole": True}, [1.0, 0.0, 0.0]),
+        ({"pattern": r"w1", "whole": True}, [0.0, 0.0, 0.0]),
         ({"pattern": r"^w3.*w2$", "matched": 2.0, "otherwise": -1.0}, [-1.0, 2.0, -1.0]),
         ({"pattern": r"^$"}, [0.0, 0.0, 1.0]),
     ],
@@ -190,6 +191,11 @@ def test_moments_survive_a_resume_however_deep_they_lie():
 )
 def test_a_regular_expression(parameters, expected):
     assert scores({"name": "regex", **parameters}, "w1 w2", "w3 w1 w2", "").scores_B.tolist() == expected
+
+
+def test_a_dot_matches_a_line_break():
+    two_lines = Rollout(**{**vars(rollout("w1 w2")), "responses": ("w1\nw2",)})
+    assert component("reward", {"name": "regex", "pattern": "w1.w2"}).open(None)(two_lines).scores_B.tolist() == [1.0]
 
 
 @pytest.mark.parametrize(
