@@ -80,7 +80,7 @@ def plan_stages(
         inputs = {str(ref): planned[ref].hash for ref in reads[name]}
         own_seed = getattr(component, "seed", "run")
         stage_seed = seed if own_seed == "run" else own_seed
-        identity = {"stage": resolved(component, registry, inputs), "world": world, "seed": stage_seed}
+        identity = {"stage": resolved(component, registry, inputs, fingerprints), "world": world, "seed": stage_seed}
         planned[name] = PlannedStage(name, component, stage_seed, digest(identity), inputs)
     return tuple(planned.values())
 
@@ -145,10 +145,18 @@ def parts(value: Any) -> list[Any]:
     return list(value) if isinstance(value, (list, tuple)) else []
 
 
-def resolved(component: Component, registry: Registry, inputs: Mapping[str, str]) -> dict[str, Any]:
-    """Parameters with defaults and the hashes of the stages they name, and the identity of each component inside."""
+def resolved(
+    component: Component,
+    registry: Registry,
+    inputs: Mapping[str, str],
+    fingerprints: Callable[[Component], Any] = lambda component: None,
+) -> dict[str, Any]:
+    """Parameters with defaults and the hashes of the stages they name, and the identity of each component inside: name,
+    versions, and a fingerprint of the files that it reads, if it reads any.
+    """
     identities = []
     for part in components(component):
         registration = registry.registration_of(part)
-        identities.append([part.kind, part.name, type(part).version, registration.distribution, registration.version])
+        identity = [part.kind, part.name, type(part).version, registration.distribution, registration.version]
+        identities.append([*identity, *filter(None, [fingerprints(part)])])
     return {"parameters": component.model_dump(mode="json"), "inputs": dict(inputs), "components": identities}
