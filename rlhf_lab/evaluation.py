@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from rlhf_lab import masked, rewards
+from rlhf_lab.actors import Actors
 from rlhf_lab.context import StageContext
 from rlhf_lab.contracts import Rollout
 from rlhf_lab.kl import k3, sequence_kl, standard_error
@@ -16,9 +17,7 @@ from rlhf_lab.lm.files import load_causal_lm, load_encoder
 from rlhf_lab.lm.precision import ready
 from rlhf_lab.lm.sampling import rollout
 from rlhf_lab.lm.tokens import in_microbatches
-
-if TYPE_CHECKING:
-    from rlhf_lab.loop import RL, Actors
+from rlhf_lab.rl_parameters import RLParameters
 
 
 class Evaluator:
@@ -27,10 +26,11 @@ class Evaluator:
     Win rates compare, prompt by prompt, with what the baseline says: another stage's model, or the policy at step 0.
     """
 
-    def __init__(self, cfg: RL, ctx: StageContext, actors: Actors, prompts: list[str]) -> None:
+    def __init__(self, cfg: RLParameters, ctx: StageContext, actors: Actors, prompts: list[str]) -> None:
         self.cfg, self.ctx, self.settings = cfg, ctx, cfg.evaluation
         self.prompts = prompts[: cfg.evaluation.prompts]
-        self.baseline_gold_B = self._baseline(actors) if cfg.evaluation.baseline else None
+        if cfg.evaluation.baseline:
+            actors.baseline_gold_B = self._baseline(actors)
 
     @property
     def sampling(self) -> dict[str, Any]:
@@ -61,8 +61,8 @@ class Evaluator:
         if actors.gold is not None:
             gold = rewards.checked(self.cfg.gold.name, actors.gold(answers), answers)
             gold_B, columns = gold.scores_B, {**{f"gold_{k}": v for k, v in gold.columns.items()}, **columns}
-        if self.baseline_gold_B is None:
-            self.baseline_gold_B = gold_B
+        if actors.baseline_gold_B is None:
+            actors.baseline_gold_B = gold_B
         logprobs_BT, entropy_BT, ref_logprobs_BT = in_microbatches(
             lambda part: self._logprobs(actors.policy, part), answers, self.cfg.microbatch_size
         )
@@ -77,7 +77,7 @@ class Evaluator:
             "entropy": masked.masked_mean(entropy_BT, answers.mask_BT),
             "response_length": answers.mask_BT.sum(1).float().mean(),
             "eos_rate": answers.ended_B.float().mean(),
-            "win_rate": win_rate(gold_B, self.baseline_gold_B),
+            "win_rate": win_rate(gold_B, actors.baseline_gold_B),
             "beta": actors.kl_state["beta"],
             **{name: values.mean() for name, values in columns.items()},
         }

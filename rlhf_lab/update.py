@@ -5,20 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from rlhf_lab import aggregation, masked
+from rlhf_lab.actors import Actors, trainable
 from rlhf_lab.context import StageContext
 from rlhf_lab.contracts import Minibatch, PolicyOutput, Rollout
 from rlhf_lab.errors import NumericsError
 from rlhf_lab.lm.tokens import trim
+from rlhf_lab.rl_parameters import RLParameters
 from rlhf_lab.streams import shuffled_batches
-
-if TYPE_CHECKING:
-    from rlhf_lab.loop import RL, Actors
 
 
 @dataclass(frozen=True)
@@ -35,21 +34,7 @@ class Batch:
     beta: float
 
 
-def new_optimizer(cfg: RL, policy: Any, critic: Any) -> torch.optim.Optimizer:
-    """Adam over policy and critic, each at its own learning rate."""
-    groups = [{"params": trainable(policy.module), "lr": cfg.learning_rate}]
-    if critic is not None:
-        groups.append({"params": trainable(critic.module), "lr": cfg.critic.learning_rate})
-    for group in groups:
-        group["initial_lr"] = group["lr"]
-    return torch.optim.Adam(groups, betas=cfg.adam_betas, eps=cfg.adam_eps, fused=True)
-
-
-def trainable(module: torch.nn.Module) -> list[Tensor]:
-    return [p for p in module.parameters() if p.requires_grad]
-
-
-def update(cfg: RL, ctx: StageContext, actors: Actors, batch: Batch, step: int) -> dict[str, float]:
+def update(cfg: RLParameters, ctx: StageContext, actors: Actors, batch: Batch, step: int) -> dict[str, float]:
     """Trains policy and critic on one batch; returns metrics averaged over the optimiser steps, and some of the first."""
     history: list[dict[str, float]] = []
     for epoch in range(cfg.inner_epochs):
@@ -62,7 +47,9 @@ def update(cfg: RL, ctx: StageContext, actors: Actors, batch: Batch, step: int) 
     return mean | {f"first_{name}": history[0][name] for name in ("ratio", "clip_fraction", "approx_kl") if name in history[0]}
 
 
-def optimizer_step(cfg: RL, ctx: StageContext, actors: Actors, batch: Batch, index: Tensor, position: int) -> dict[str, float]:
+def optimizer_step(
+    cfg: RLParameters, ctx: StageContext, actors: Actors, batch: Batch, index: Tensor, position: int
+) -> dict[str, float]:
     """One step of Adam on the minibatch at `index`; its gradient does not depend on the micro-batches.
 
     `position` counts the episodes trained on so far: where the next pretraining texts are read, if a term wants them.
@@ -87,7 +74,7 @@ def optimizer_step(cfg: RL, ctx: StageContext, actors: Actors, batch: Batch, ind
 
 
 def backward(
-    cfg: RL,
+    cfg: RLParameters,
     ctx: StageContext,
     actors: Actors,
     terms: Sequence[Any],
@@ -105,7 +92,7 @@ def backward(
             metrics[name] = metrics.get(name, 0.0) + value.detach()
 
 
-def forward(cfg: RL, actors: Actors, terms: Sequence[Any], rollout: Rollout, mask_BT: Tensor) -> PolicyOutput:
+def forward(cfg: RLParameters, actors: Actors, terms: Sequence[Any], rollout: Rollout, mask_BT: Tensor) -> PolicyOutput:
     """The differentiable quantities that the terms asked for, zero in masked places. Text of pretraining is at τ = 1."""
     needs = frozenset().union(*(term.needs for term in terms))
     temperature = 1.0 if "pretrain" in needs else cfg.temperature
@@ -117,7 +104,7 @@ def forward(cfg: RL, actors: Actors, terms: Sequence[Any], rollout: Rollout, mas
     )
 
 
-def select(cfg: RL, batch: Batch, index: Tensor) -> Minibatch:
+def select(cfg: RLParameters, batch: Batch, index: Tensor) -> Minibatch:
     """The minibatch at `index`, with the weights that its aggregation gives each token."""
     mask_BT = batch.rollout.mask_BT[index]
     advantages_BT = batch.advantages_BT[index]
@@ -154,7 +141,7 @@ def microbatches(rollout: Rollout, minibatch: Minibatch, size: int | None) -> It
         yield part, Minibatch(**cut)
 
 
-def pretraining(cfg: RL, ctx: StageContext, actors: Actors, n_texts: int, position: int) -> tuple[Rollout, Minibatch]:
+def pretraining(cfg: RLParameters, ctx: StageContext, actors: Actors, n_texts: int, position: int) -> tuple[Rollout, Minibatch]:
     """The next pretraining texts, as a minibatch of their own with token-mean weights."""
     texts = ctx.data.pretraining("train")
     chosen = shuffled_batches(len(texts), n_texts, position, ctx.seed, "pretraining")
@@ -174,7 +161,7 @@ def pretraining(cfg: RL, ctx: StageContext, actors: Actors, n_texts: int, positi
     )
 
 
-def clip_gradients(cfg: RL, actors: Actors) -> dict[str, Tensor]:
+def clip_gradients(cfg: RLParameters, actors: Actors) -> dict[str, Tensor]:
     """Norms before the clip, of policy and critic each."""
     limit = float("inf") if cfg.max_grad_norm is None else cfg.max_grad_norm
     modules = {"policy": actors.policy, "critic": actors.critic}

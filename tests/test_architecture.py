@@ -121,7 +121,7 @@ def test_words_that_say_nothing_are_no_file_names():
 
 DEFAULTS_OF_A_PIPELINE = {
     # The default pipeline is a spec that one need not write; where it stands is stated here.
-    "rlhf_lab.loop": {"causal_lm", "value_model", "reward_model", "fixed", "gae", "ppo_clip", "value_clip", "none"},
+    "rlhf_lab.rl_parameters": {"causal_lm", "value_model", "reward_model", "fixed", "gae", "ppo_clip", "value_clip", "none"},
     "rlhf_lab.spec": {"none"},
 }
 
@@ -157,7 +157,7 @@ def test_the_core_asks_no_component_for_its_name():
         for node in ast.walk(tree(path)):
             if isinstance(node, ast.Compare) and isinstance(node.left, ast.Attribute) and node.left.attr == "name":
                 constants = {c.value for c in node.comparators if isinstance(c, ast.Constant)}
-                assert not constants or (name, constants) == ("rlhf_lab.loop", {"none"}), f"{name}:{node.lineno}"
+                assert not constants or (name, constants) == ("rlhf_lab.rl_parameters", {"none"}), f"{name}:{node.lineno}"
 
 
 # Inheritance

@@ -1,7 +1,20 @@
-"""The reinforcement learning stage; the loop itself is `rlhf_lab/loop.py`."""
+"""The reinforcement learning stage; the loop is `rlhf_lab/loop.py`, its parameters are `rlhf_lab/rl_parameters.py`."""
 
 from rlhf_lab.contracts import hookimpl
-from rlhf_lab.loop import RL
+from rlhf_lab.loop import train
+from rlhf_lab.rl_parameters import RLParameters
+
+
+class RL(RLParameters):
+    """Maximises E[score] − β·KL(π‖ref) on the prompts of the data (Ziegler et al. 2019, eq. 2; Ouyang et al. 2022, eq. 2).
+
+    Steps rows: `train` describes the rollouts that were trained on, `validation` held-out prompts; KL in nats per sequence.
+    """
+
+    kind, name = "stage", "rl"
+
+    def run(self, ctx):
+        train(self, ctx)
 
 
 @hookimpl

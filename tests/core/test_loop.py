@@ -10,13 +10,16 @@ import tiny_world
 import torch
 from tiny_world import EOS, VOCABULARY, ids_of, next_laws, tokens_of
 
+from rlhf_lab.actors import new_optimizer, open_actors
 from rlhf_lab.contracts import Component
 from rlhf_lab.errors import NumericsError, RewardError
 from rlhf_lab.lm import sampling
 from rlhf_lab.lm.files import load_causal_lm
-from rlhf_lab.loop import RL, Evaluation, assert_on_policy, open_actors
+from rlhf_lab.loop import assert_on_policy
+from rlhf_lab.rl_parameters import Evaluation
 from rlhf_lab.streams import stream
-from rlhf_lab.update import Batch, new_optimizer, optimizer_step, update
+from rlhf_lab.update import Batch, optimizer_step, update
+from rlhf_lab_plugins.stage.rl import RL
 
 ALL_TERMS = ["ppo_clip", "value_clip", {"name": "entropy", "weight": 0.3}, {"name": "pretrain_mix", "weight": 0.7, "ratio": 2}]
 SMALL = {

@@ -133,8 +133,8 @@ def test_runs_that_the_plan_does_not_list_are_left_out_and_kept(results):
 
 def test_the_frontier_of_best_of_n_stands_beside_the_validation_rows(results):
     """Points of R = √KL at β = dR/dKL = 1/(2√KL), which the interpolation must give back between them."""
-    points = [{"step": i, "split": "frontier", "kl": d * d, "reward_proxy": d, "beta": 1 / (2 * d), "ess": 99.0, "reward_proxy_se": 0.0}
-              for i, d in enumerate((0.1, 0.5, 1.0))]  # fmt: skip
+    shared = {"split": "frontier", "ess": 99.0, "reward_proxy_se": 0.0}
+    points = [{"step": 0, "kl": d * d, "reward_proxy": d, "beta": 1 / (2 * d), **shared} for d in (0.1, 0.5, 1.0)]
     rl = [
         {"step": 5, "split": split, "kl": kl, "reward_proxy": 0.25}
         for split, kl in (("validation", 0.36), ("train", 0.36), ("validation", 4.0))

@@ -8,10 +8,3 @@ import os
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
-
-import pytest
-
-
-@pytest.fixture(autouse=True)
-def other_systems_may_warn(recwarn):
-    """Warnings are errors for this project's code, not for what others' code says of itself."""

@@ -18,9 +18,9 @@ import tiny_world
 import torch
 
 from rlhf_lab import update
+from rlhf_lab.actors import open_actors
 from rlhf_lab.contracts import AdvantageInputs, Rollout
 from rlhf_lab.kl import sequence_kl
-from rlhf_lab.loop import open_actors
 from rlhf_lab.rewards import token_rewards
 from rlhf_lab.update import Batch
 
@@ -120,11 +120,9 @@ def rollout_of(inputs):
     """TRL's batch, as it was sampled, as a rollout of ours."""
     mask_BT = inputs["completion_mask"].bool()
     ended_B = ((inputs["completion_ids"] == tiny_world.EOS) & mask_BT).any(1)
-    n = len(mask_BT)
-    group_B = torch.arange(n) // GROUP
-    return Rollout(
-        ("",) * n, ("",) * n, inputs["prompt_ids"], inputs["prompt_mask"].bool(), inputs["completion_ids"], mask_BT, ended_B, group_B
-    )
+    nothing, group_B = ("",) * len(mask_BT), torch.arange(len(mask_BT)) // GROUP
+    prompt_ids_BP, prompt_mask_BP = inputs["prompt_ids"], inputs["prompt_mask"].bool()
+    return Rollout(nothing, nothing, prompt_ids_BP, prompt_mask_BP, inputs["completion_ids"], mask_BT, ended_B, group_B)
 
 
 def run_ours(open_stage, first, step, **parameters):
@@ -151,7 +149,8 @@ def run_ours(open_stage, first, step, **parameters):
         old_logprobs_BT = actors.policy.forward(rollout, temperature=TEMPERATURE).logprobs_BT
     beta = actors.kl_state["beta"]
     rewards_BT = token_rewards(scores_B, old_logprobs_BT, ref_logprobs_BT, rollout.mask_BT, beta)
-    estimate = cfg.advantage.estimate(AdvantageInputs(rewards_BT, rollout.mask_BT, scores_B, rollout.group_B, rollout.ended_B), {})
+    inputs = AdvantageInputs(rewards_BT, rollout.mask_BT, scores_B, rollout.group_B, rollout.ended_B)
+    estimate = cfg.advantage.estimate(inputs, {})
     batch = Batch(rollout, old_logprobs_BT, ref_logprobs_BT, *estimate[:2], None, scores_B, beta)
     actors.policy.module.load_state_dict(step.weights, strict=False)
     metrics = {}
@@ -206,12 +205,12 @@ GRPO_CASES = {
         },
     ),
 }
-BINDS = {"grpo": "clip_fraction", "dapo": "clip_fraction", "cispo": "clip_fraction", "gspo": "clip_fraction", "dual_clip": "dual_clip_fraction"}
+BINDS = {**dict.fromkeys(["grpo", "dapo", "cispo", "gspo"], "clip_fraction"), "dual_clip": "dual_clip_fraction"}
 
 
 @pytest.mark.parametrize("case", GRPO_CASES)
 def test_grpo_advantages_losses_and_gradients(case, world, open_stage, tmp_path):
-    """GRPOTrainer's loss types: group advantages (sample std, ε 1e-4, and none for dr_grpo), loss and gradient at both steps."""
+    """GRPOTrainer's loss types: group advantages (sample std, ε 1e-4; no std for dr_grpo), loss and gradient at both steps."""
     from trl import GRPOConfig, GRPOTrainer
 
     theirs, ours = GRPO_CASES[case]
@@ -234,26 +233,17 @@ def test_rloo_advantages_and_gradient(world, open_stage, tmp_path):
     """RLOOTrainer: leave-one-out of score − β·Σ k1; on policy its gradient is that of −E[A Σ_t log π(y_t)].
 
     TRL sums log-probs over a response and takes the mean over responses; our `constant` aggregation also divides by
-    `response_length`, so ours times 6 is TRL's. Its second step clips the ratio of whole responses, exp(Σ_t log ρ_t), at 1 ± 0.2:
-    a term that we do not have (`gspo` clips the geometric mean), so only the advantages are compared there.
+    `response_length`, so ours times 6 is TRL's. Off policy TRL clips the ratio of whole responses, exp(Σ_t log ρ_t),
+    at 1 ± 0.2, which we do not have (`gspo` clips the geometric mean). So both steps here are on policy, on new samples.
     """
     from trl import RLOOConfig, RLOOTrainer
 
     steps = run_trl(RLOOTrainer, RLOOConfig, world, tmp_path, beta=0.3, num_iterations=1)
-    ours = {"kl": {"name": "fixed", "beta": 0.3}, "advantage": "rloo", "objective": ["policy_gradient"], "aggregation": "constant"}
+    kl = {"name": "fixed", "beta": 0.3}
+    ours = {"kl": kl, "advantage": "rloo", "objective": ["policy_gradient"], "aggregation": "constant"}
     for number, step in enumerate(steps):
         advantages_B, _, gradients, _, kl_B = run_ours(open_stage, step, step, **ours)
         assert torch.allclose(step.sampled["advantages"], advantages_B, atol=TOLERANCE, rtol=0)
         assert_gradients_agree(step.gradients, gradients, scale=LENGTH)
         if number == 1:
             assert kl_B.abs().mean() > 0.01
-
-
-def test_trl_weighs_tokens_by_the_whole_generation_batch_only_for_some_losses():
-    """`dapo` divides by the tokens of all micro-batches, `bnpo` by those of each: GRPO's docstring says "local" for a reason.
-
-    Ours is always the whole minibatch, so a split into micro-batches changes nothing (tests of update.py); TRL's bnpo with
-    two micro-batches of 1 and 3 tokens gives the single one 3 times the weight. By arithmetic, no run needed.
-    """
-    losses = torch.tensor([6.0, 1.0, 1.0, 1.0])
-    assert losses.mean() == 2.25 and (losses[:1].mean() + losses[1:].mean()) / 2 == 3.5

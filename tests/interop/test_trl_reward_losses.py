@@ -23,10 +23,10 @@ MARGINS = [0.5, 1.0, 0.0, 2.0, 1.5]
 
 def pairs():
     """Five comparisons with responses of unlike length, the better one first; ratings differ by MARGINS."""
-    prompts = tiny_world.TinyWorld(tiny_world.TinyData()).prompts("train")[: len(MARGINS)]
+    prompts, words = tiny_world.TinyWorld(tiny_world.TinyData()).prompts("train"), tiny_world.WORDS
     return [
-        Ranking(prompt, (" ".join(tiny_world.WORDS[i : i + 4]), " ".join(tiny_world.WORDS[2 * i : 2 * i + 1 + i % 3])), (m, 0.0))
-        for i, (prompt, m) in enumerate(zip(prompts, MARGINS, strict=True))
+        Ranking(prompts[i], (" ".join(words[i : i + 4]), " ".join(words[2 * i : 2 * i + 1 + i % 3])), (margin, 0.0))
+        for i, margin in enumerate(MARGINS)
     ]
 
 
@@ -58,7 +58,8 @@ def by_trl(folder, tmp_path, rankings, margins, coefficient):
         example["margin"] = margin
     loss, outputs = trainer.compute_loss(model, trainer.data_collator(examples), return_outputs=True)
     loss.backward()
-    return outputs.logits.detach().view(2, -1).T, loss.item(), {name: p.grad for name, p in trl_ppo.AsOurs(model).named_parameters()}
+    gradients = {name: p.grad for name, p in trl_ppo.AsOurs(model).named_parameters()}
+    return outputs.logits.detach().view(2, -1).T, loss.item(), gradients
 
 
 @pytest.mark.parametrize(
@@ -72,7 +73,7 @@ def by_trl(folder, tmp_path, rankings, margins, coefficient):
     ids=["kwise", "pairwise", "margin", "centred"],
 )
 def test_scores_losses_and_gradients(world, open_stage, tmp_path, loss, margins, coefficient):
-    """Mean over 5 comparisons. A margin of 0 in TRL is a pair like any other, with us a tie, which has no loss: left out here."""
+    """Mean over four comparisons: the fifth, a tie, is another matter (below)."""
     rankings = [r for r in pairs() if r.ratings[0] > 0]
     margins = margins and [m for m in margins if m > 0]
     scores, value, gradients = by_trl(world, tmp_path, rankings, margins, coefficient)
@@ -93,6 +94,7 @@ def test_a_margin_of_zero_is_a_tie_for_us(world, tmp_path, open_stage):
     """TRL takes the order of the columns for the verdict, also where ratings tie; we take the ratings, so a tie has loss 0."""
     tied = [r for r in pairs() if r.ratings[0] == 0]
     (scores, value, _), (cfg, ctx) = by_trl(world, tmp_path, tied, [0.0], None), open_stage("reward_model", {"loss": "margin"})
-    assert value == pytest.approx(-torch.nn.functional.logsigmoid(scores[0, 0] - scores[0, 1]).item(), abs=TOLERANCE) and value > 0.01
+    bradley_terry = -torch.nn.functional.logsigmoid(scores[0, 0] - scores[0, 1]).item()
+    assert value == pytest.approx(bradley_terry, abs=TOLERANCE) and value > 0.01
     model = load_scalar_model(world / "reward_model")
     assert cfg.loss.losses(*score_rankings(ctx, model, tiny_world.encoder(), tied)).tolist() == [0.0]

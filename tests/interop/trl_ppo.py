@@ -25,10 +25,10 @@ from rlhf_lab_plugins.policy.causal_lm import FullPolicy
 
 SEED, STEPS, BATCH, EPOCHS, MINIBATCHES, LENGTH = 0, 3, 16, 2, 2, 6
 RATE, BETA, TEMPERATURE, PENALTY = 1e-3, 0.3, 0.7, 0.4
-OF_A_ROLLOUT = (
-    "queries responses logprobs ref_logprobs scores rewards values advantages returns "
-    "padding_mask padding_mask_p1 sequence_lengths contain_eos_token"
-).split()
+OF_A_ROLLOUT = [
+    *("queries", "responses", "sequence_lengths", "contain_eos_token", "padding_mask"),
+    *("logprobs", "ref_logprobs", "scores", "rewards", "values", "advantages", "returns"),
+]
 
 
 @dataclass

@@ -197,7 +197,7 @@ FORWARD = (lambda z: kl(law(REF), z.softmax(0)), "KL(ref‖π)")
 NOTHING = (lambda z: 0.0 * z.sum(), "nothing")
 
 
-@pytest.mark.parametrize("estimator, truth", [("k1", NOTHING), ("k2", REVERSE), ("k3", FORWARD)], ids=str)
+@pytest.mark.parametrize("estimator, truth", [("k1", NOTHING), ("k2", REVERSE), ("k3", FORWARD)], ids=["k1", "k2", "k3"])
 def test_the_gradient_of_each_estimator_on_policy(estimator, truth):
     """Samples of π itself: what the estimator is worth as a loss is not what its value says."""
     got = slopes(lambda z: enumerated(KLLoss(estimator=estimator), z, NEW), NEW)

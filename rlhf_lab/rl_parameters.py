@@ -1,0 +1,91 @@
+"""The parameters of reinforcement learning: which component stands in each slot, and every convention as a named field."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from rlhf_lab.aggregation import Aggregation
+from rlhf_lab.contracts import Component, StageRef, param, slot
+from rlhf_lab.schedule import Schedule
+
+
+class Evaluation(BaseModel):
+    """When and on how many held-out prompts the policy is measured."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    every: int = Field(5, ge=1, description="steps between evaluations; the first step and the last are always evaluated")
+    prompts: int = Field(64, ge=1, description="held-out prompts, the first ones of the validation split")
+    samples: int = Field(1, ge=1, description="responses per prompt")
+    log_samples: int = Field(8, ge=0, description="responses that go into the samples table")
+    baseline: StageRef | None = Field(
+        None, description="win rates are against this stage; default: what the policy starts from"
+    )
+    temperature: float | None = Field(None, gt=0, description="default: the temperature of the rollouts")
+
+
+class RLParameters(Component):
+    """Maximises E[score] − β·KL(π‖ref) on the prompts of the data (Ziegler et al. 2019, eq. 2; Ouyang et al. 2022, eq. 2)."""
+
+    seed: int | Literal["run"] = param("run", "'run': the seed of the run; a number: the same in every run")
+
+    policy: slot("policy") = param("causal_lm", "what is trained")
+    critic: slot("critic") = param("value_model", "values for estimators that need them")
+    reward: slot("reward") = param("reward_model", "what is maximised: the proxy")
+    gold: slot("reward") | None = param(None, "what is really wanted; measured on held-out prompts, never trained on")
+    kl: slot("kl_controller") = param("fixed", "chooses β")
+    kl_estimator: Literal["k1", "k2", "k3", "abs"] = param("k1", "estimator of the KL inside the token rewards")
+    advantage: slot("advantage") = param("gae", "token rewards to advantages")
+    objective: list[slot("objective")] = param(["ppo_clip", "value_clip"], "terms of the loss", min_length=1)
+
+    steps: int = param(100, "iterations of rollout and update", ge=1)
+    batch_size: int = param(64, "episodes per iteration", ge=1)
+    samples_per_prompt: int = param(1, "G, responses to each prompt of a batch", ge=1)
+    minibatches: int = param(1, "optimiser steps per inner epoch", ge=1)
+    inner_epochs: int = param(4, "passes over each batch", ge=1, source="Ziegler et al. 2019; 1 in Ouyang et al. 2022")
+    microbatch_size: int | None = param(None, "sequences per forward pass; changes memory, not numbers", ge=1)
+
+    response_length: int = param(28, "longest response", ge=1, unit="tokens")
+    max_prompt_tokens: int | None = param(
+        None, "longer prompts are dropped; default: a prompt that does not fit is an error", ge=1
+    )
+    temperature: float = param(1.0, "of sampling and of every log-prob", gt=0, source="Ouyang et al. 2022, C.4")
+
+    learning_rate: float = param(3e-4, "of the policy", gt=0, allow_inf_nan=False)
+    schedule: Schedule = param("linear", "of the learning rates over the steps", source="lm-human-preferences: linear to 0")
+    warmup_steps: int = param(0, "iterations of learning-rate warm-up", ge=0)
+    warmup_from: float = param(0.1, "factor on the learning rate at the first iteration of the warm-up", ge=0, le=1)
+    adam_betas: tuple[float, float] = param((0.9, 0.999), "Adam β1, β2")
+    adam_eps: float = param(1e-5, "Adam ε", gt=0, source="lm-human-preferences; Huang et al. 2024")
+    max_grad_norm: float | None = param(1.0, "clip of the gradient norm, policy and critic each; null for none", gt=0)
+    ema: float | None = param(None, "decay of the averaged weights, which are then evaluated and saved", gt=0, lt=1)
+
+    aggregation: Aggregation = param("token_mean", "how per-token losses become one number")
+    whiten_advantages: Literal["none", "rollout", "minibatch"] = param("rollout", "over which tokens advantages are whitened")
+    whiten_rewards: bool = param(False, "divide token rewards by their standard deviation, keeping the mean")
+    whiten_ddof: Literal[0, 1] = param(0, "variance: 0 biased (OpenAI), 1 unbiased (TRL, verl)")
+    no_eos_score: float | None = param(None, "score of a response that did not end", source="−1 in Huang et al. 2024")
+    no_eos_penalty: float = param(0.0, "what a response that did not end loses", ge=0, source="TRL, missing_eos_penalty")
+    evaluation: Evaluation = Evaluation()
+
+    @property
+    def asks_for(self) -> frozenset[str]:
+        """What the estimator and the terms need beyond the rollout."""
+        return frozenset(self.advantage.needs).union(*(term.needs for term in self.objective))
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> RLParameters:
+        if "values" in self.asks_for and self.critic.name == "none":
+            needy = [c.name for c in (self.advantage, *self.objective) if "values" in c.needs]
+            raise ValueError(f"{' and '.join(needy)} need values, but critic is 'none'; choose critic: value_model, or others")
+        if "groups" in self.asks_for and self.samples_per_prompt < 2:
+            raise ValueError(f"{self.advantage.name} compares samples of one prompt; set samples_per_prompt: 2 or more")
+        if self.batch_size % (self.samples_per_prompt * self.minibatches):
+            raise ValueError(
+                f"batch_size {self.batch_size} must be divisible by samples_per_prompt × minibatches = "
+                f"{self.samples_per_prompt * self.minibatches}"
+            )
+        if self.no_eos_score is not None and self.no_eos_penalty:
+            raise ValueError("set no_eos_score or no_eos_penalty, not both")
+        return self
