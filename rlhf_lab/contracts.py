@@ -140,7 +140,8 @@ class Rollout:
 
     `mask_BT` covers the response including its EOS; `ended_B` says that the EOS is there. `group_B` numbers the
     prompts, so that the G samples of a prompt share a number. `logprobs_BT` are what the sampler saw, at the
-    sampling temperature (None for text that was not sampled).
+    sampling temperature (None for text that was not sampled). `states_BT`, where it is there, covers one place more than
+    `mask_BT`, the one after a response that ended: no token, but a state with a value and a reward (`score_at: post_eos`).
     """
 
     prompts: tuple[str, ...]
@@ -152,6 +153,12 @@ class Rollout:
     ended_B: Tensor
     group_B: Tensor
     logprobs_BT: Tensor | None = None
+    states_BT: Tensor | None = None
+
+    @property
+    def places_BT(self) -> Tensor:
+        """Where rewards and values are: the response tokens, and with `states_BT` the place after them."""
+        return self.mask_BT if self.states_BT is None else self.states_BT
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -226,10 +233,15 @@ class Minibatch:
     beta: float
     ref_logprobs_BT: Tensor | None = None
     old_values_BT: Tensor | None = None
+    state_weights_BT: Tensor | None = None
 
     def aggregate(self, x_BT: Tensor) -> Tensor:
         """The weighted sum that the spec's `aggregation` asks for."""
         return (x_BT * self.weights_BT).sum()
+
+    def aggregate_values(self, x_BT: Tensor) -> Tensor:
+        """The same over all places that have a value: the response tokens, and with `score_at: post_eos` the one after."""
+        return (x_BT * (self.weights_BT if self.state_weights_BT is None else self.state_weights_BT)).sum()
 
     def token_mean(self, x_BT: Tensor) -> Tensor:
         """Mean over the response tokens of the minibatch, whatever the aggregation."""

@@ -48,6 +48,7 @@ def train(cfg: RLParameters, ctx: StageContext) -> None:
                 response_length=cfg.response_length,
                 temperature=cfg.temperature,
             )
+            rollout = rewards.with_states(rollout, cfg.score_at, cfg.response_length)
 
             # 2. scores: one number per response, changed only where there is no EOS
             proxy = rewards.checked(cfg.reward.name, actors.reward(rollout), rollout)
@@ -57,14 +58,14 @@ def train(cfg: RLParameters, ctx: StageContext) -> None:
             old = measured(cfg, policy, rollout)
             ref_logprobs_BT = reference(cfg, policy, rollout)
             rewards_BT = rewards.token_rewards(
-                scores_B, old.logprobs_BT, ref_logprobs_BT, rollout.mask_BT, beta, cfg.kl_estimator
+                scores_B, old.logprobs_BT, ref_logprobs_BT, rollout.mask_BT, beta, cfg.kl_estimator, rollout.states_BT
             )
             if cfg.whiten_rewards:
-                rewards_BT = masked.whiten(rewards_BT, rollout.mask_BT, shift_mean=False, ddof=cfg.whiten_ddof)
+                rewards_BT = masked.whiten(rewards_BT, rollout.places_BT, shift_mean=False, ddof=cfg.whiten_ddof)
 
             # 4. advantages and returns
             values_BT = state_values(cfg, actors, rollout)
-            inputs = AdvantageInputs(rewards_BT, rollout.mask_BT, scores_B, rollout.group_B, rollout.ended_B, values_BT)
+            inputs = AdvantageInputs(rewards_BT, rollout.places_BT, scores_B, rollout.group_B, rollout.ended_B, values_BT)
             advantages_BT, returns_BT, actors.advantage_state = cfg.advantage.estimate(inputs, actors.advantage_state)
             if cfg.whiten_advantages == "rollout":
                 advantages_BT = masked.whiten(advantages_BT, rollout.mask_BT, ddof=cfg.whiten_ddof)
@@ -124,7 +125,7 @@ def state_values(cfg: RLParameters, actors: Actors, rollout: Rollout) -> Tensor 
     if actors.critic is None:
         return None
     (values_BT,) = in_microbatches(lambda part: (actors.critic.values(part),), rollout, cfg.microbatch_size)
-    return values_BT.masked_fill(~rollout.mask_BT, 0.0)
+    return values_BT.masked_fill(~rollout.places_BT, 0.0)
 
 
 def describe(batch: Batch, proxy: Scores, entropy_BT: Tensor, rewards_BT: Tensor, kl_B: Tensor) -> dict[str, float]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Literal
+
 import torch
 from torch import Tensor
 
@@ -31,14 +34,39 @@ def without_eos(scores_B: Tensor, ended_B: Tensor, *, score: float | None, penal
     return torch.where(ended_B, scores_B, replaced_B)
 
 
+def with_states(rollout: Rollout, score_at: Literal["eos", "post_eos"], length: int) -> Rollout:
+    """The rollout with the places that have a reward and a value.
+
+    eos: the response tokens, so the score is at the last one. post_eos: also the place after a response of fewer than
+    `length` tokens, where the score then is and the critic says what it expects knowing the whole response (Huang et al.
+    2024 and TRL; with their fixed length a response that fills it has its score at the last token).
+    """
+    if score_at == "eos":
+        return rollout
+    mask_BT = rollout.mask_BT
+    wide = {}
+    if mask_BT.shape[1] < length:
+        names = ("response_ids_BT", "mask_BT", "logprobs_BT")
+        wide = {name: torch.nn.functional.pad(x, (0, 1)) for name in names if (x := getattr(rollout, name)) is not None}
+        mask_BT = wide["mask_BT"]
+    place_BT = torch.arange(mask_BT.shape[1], device=mask_BT.device)
+    return replace(rollout, **wide, states_BT=place_BT <= mask_BT.sum(1, keepdim=True))
+
+
 def token_rewards(
-    scores_B: Tensor, logprobs_BT: Tensor, ref_logprobs_BT: Tensor, mask_BT: Tensor, beta: float, estimator: str = "k1"
+    scores_B: Tensor,
+    logprobs_BT: Tensor,
+    ref_logprobs_BT: Tensor,
+    mask_BT: Tensor,
+    beta: float,
+    estimator: str = "k1",
+    states_BT: Tensor | None = None,
 ) -> Tensor:
-    """r_t = −β·k(log π(y_t) − log ref(y_t)), plus the score at the last response token, once.
+    """r_t = −β·k(log π(y_t) − log ref(y_t)), plus the score, once: at the last response token, or the last of `states_BT`.
 
     Σ_t r_t = score − β·Σ_t k_t (Ziegler et al. 2019, eq. 2; lm-human-preferences `train_policy.py`, compute_rewards).
     """
     log_ratio_BT = (logprobs_BT - ref_logprobs_BT).masked_fill(~mask_BT, 0.0)
     rewards_BT = (-beta * ESTIMATORS[estimator](log_ratio_BT)).masked_fill(~mask_BT, 0.0)
-    last_B1 = mask_BT.sum(1, keepdim=True) - 1
+    last_B1 = (mask_BT if states_BT is None else states_BT).sum(1, keepdim=True) - 1
     return rewards_BT.scatter_add(1, last_B1, scores_B[:, None].to(rewards_BT.dtype))

@@ -65,6 +65,9 @@ class RLParameters(Component):
     whiten_advantages: Literal["none", "rollout", "minibatch"] = param("rollout", "over which tokens advantages are whitened")
     whiten_rewards: bool = param(False, "divide token rewards by their standard deviation, keeping the mean")
     whiten_ddof: Literal[0, 1] = param(0, "variance: 0 biased (OpenAI), 1 unbiased (TRL, verl)")
+    score_at: Literal["eos", "post_eos"] = param(
+        "eos", "where the score is: at the last response token, or one place later", source="post_eos: Huang et al. 2024; TRL"
+    )
     no_eos_score: float | None = param(None, "score of a response that did not end", source="−1 in Huang et al. 2024")
     no_eos_penalty: float = param(0.0, "what a response that did not end loses", ge=0, source="TRL, missing_eos_penalty")
     evaluation: Evaluation = Evaluation()

@@ -100,13 +100,13 @@ def forward(cfg: RLParameters, actors: Actors, terms: Sequence[Any], rollout: Ro
     return PolicyOutput(
         output.logprobs_BT.masked_fill(~mask_BT, 0.0),
         output.entropy_BT.masked_fill(~mask_BT, 0.0) if "entropy" in needs else None,
-        actors.critic.values(rollout).masked_fill(~mask_BT, 0.0) if "values" in needs else None,
+        actors.critic.values(rollout).masked_fill(~rollout.places_BT, 0.0) if "values" in needs else None,
     )
 
 
 def select(cfg: RLParameters, batch: Batch, index: Tensor) -> Minibatch:
     """The minibatch at `index`, with the weights that its aggregation gives each token."""
-    mask_BT = batch.rollout.mask_BT[index]
+    mask_BT, places_BT = batch.rollout.mask_BT[index], batch.rollout.places_BT[index]
     advantages_BT = batch.advantages_BT[index]
     if cfg.whiten_advantages == "minibatch":
         advantages_BT = masked.whiten(advantages_BT, mask_BT, ddof=cfg.whiten_ddof)
@@ -115,13 +115,15 @@ def select(cfg: RLParameters, batch: Batch, index: Tensor) -> Minibatch:
         for name in ("old_logprobs_BT", "ref_logprobs_BT", "returns_BT", "scores_B", "values_BT")
     }
     clean = {
-        name: value if value is None or value.dim() == 1 else value.masked_fill(~mask_BT, 0.0) for name, value in picked.items()
+        name: value if value is None or value.dim() == 1 else value.masked_fill(~places_BT, 0.0)
+        for name, value in picked.items()
     }
     return Minibatch(
         mask_BT=mask_BT,
         advantages_BT=advantages_BT.masked_fill(~mask_BT, 0.0),
         beta=batch.beta,
         weights_BT=aggregation.weights(mask_BT, cfg.aggregation, cfg.response_length),
+        state_weights_BT=aggregation.weights(places_BT, cfg.aggregation, cfg.response_length),
         token_weights_BT=aggregation.weights(mask_BT, "token_mean", cfg.response_length),
         old_values_BT=clean.pop("values_BT"),
         **clean,

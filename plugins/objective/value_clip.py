@@ -24,7 +24,7 @@ class ValueClip(Component):
     def loss(self, new, batch):
         loss_BT = clipped_value_loss(new.values_BT, batch.old_values_BT, batch.returns_BT, self.eps)
         plain_BT = 0.5 * (new.values_BT - batch.returns_BT).square()
-        return Loss(batch.aggregate(loss_BT), {"value_clip_fraction": batch.token_mean((loss_BT > plain_BT).float())})
+        return Loss(batch.aggregate_values(loss_BT), {"value_clip_fraction": batch.token_mean((loss_BT > plain_BT).float())})
 
 
 @hookimpl

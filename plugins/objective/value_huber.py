@@ -18,7 +18,7 @@ class ValueHuber(Component):
     )
 
     def loss(self, new, batch):
-        return Loss(batch.aggregate(huber_loss(new.values_BT, batch.returns_BT, reduction="none", delta=self.delta)))
+        return Loss(batch.aggregate_values(huber_loss(new.values_BT, batch.returns_BT, reduction="none", delta=self.delta)))
 
 
 @hookimpl

@@ -13,7 +13,7 @@ class ValuePlain(Component):
     weight: float = param(0.1, "weight in the loss", ge=0, source="lm-human-preferences train_policy.py, vf_coef")
 
     def loss(self, new, batch):
-        return Loss(batch.aggregate(0.5 * (new.values_BT - batch.returns_BT).square()))
+        return Loss(batch.aggregate_values(0.5 * (new.values_BT - batch.returns_BT).square()))
 
 
 @hookimpl

@@ -6,10 +6,7 @@ CODE = "Huang et al. 2024, summarize_from_feedback_details"
 
 NPLUS2024 = Preset(
     "nplus2024",
-    """Huang et al. 2024 ("The N+ implementation details of RLHF with PPO"): one learning rate for all stages, TL;DR.
-
-    Theirs gives the score one position after the EOS; here it stands at the EOS, as `rlhf_lab.rewards.token_rewards` says.
-    """,
+    """Huang et al. 2024 ("The N+ implementation details of RLHF with PPO"): one learning rate for all stages, TL;DR.""",
     {
         "sft.epochs": (1, CODE),
         "sft.batch_size": (128, CODE),
@@ -50,6 +47,7 @@ NPLUS2024 = Preset(
         "rl.response_length": (53, CODE),
         "rl.temperature": (0.7, CODE),
         "rl.evaluation.temperature": (0.01, CODE),
+        "rl.score_at": ("post_eos", CODE),
         "rl.no_eos_score": (-1.0, CODE + ": the EOS trick"),
         "rl.learning_rate": (3e-6, CODE),
         "rl.schedule": ("linear", CODE + ": to 0"),

@@ -117,7 +117,7 @@ class Encoder:
 def trim(rollout: Rollout) -> Rollout:
     """The same sequences without columns that are padding for all of them."""
     start = rollout.prompt_ids_BP.shape[1] - int(rollout.prompt_mask_BP.sum(1).max())
-    stop = max(1, int(rollout.mask_BT.sum(1).max()))
+    stop = max(1, int(rollout.places_BT.sum(1).max()))
     return Rollout(
         rollout.prompts,
         rollout.responses,
@@ -128,6 +128,7 @@ def trim(rollout: Rollout) -> Rollout:
         rollout.ended_B,
         rollout.group_B,
         None if rollout.logprobs_BT is None else rollout.logprobs_BT[:, :stop],
+        None if rollout.states_BT is None else rollout.states_BT[:, :stop],
     )
 
 

@@ -532,6 +532,7 @@ def test_whitened_rewards_keep_their_mean(run_stage):
 
 
 CHANGES = {
+    "score_at": "post_eos",
     "policy": {"name": "causal_lm", "freeze_embeddings": True},
     "critic": {"name": "value_model", "learning_rate": 0.1},
     "reward": {"name": "words", "value": 3.0},

@@ -15,14 +15,12 @@ import trl_ppo
 from trl_ppo import BATCH, EPOCHS, LENGTH, MINIBATCHES, STEPS, run_ours, run_trl
 
 from rlhf_lab_plugins.advantage.gae import gae
-from rlhf_lab_plugins.stage.rl import RL
 
 pytestmark = [pytest.mark.interop, pytest.mark.filterwarnings("default")]
 
 TOLERANCE = 1e-5
 SEED_ALL_END = 3  # of TRL's sampling: a batch in which every response ends well before its longest allowed length
 AS_TRL = {"score_at": "post_eos"}
-needs_post_eos = pytest.mark.skipif("score_at" not in RL.model_fields, reason="the rl stage has no score_at")
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +96,6 @@ def test_something_was_compared(plain_trl):
     assert all(torch.equal(trl_ppo.rollout_of(one).mask_BT, ~one["padding_mask"]) for one in recorded)
 
 
-@needs_post_eos
 @pytest.mark.parametrize(
     "trl, ours",
     [
@@ -123,7 +120,6 @@ def test_without_an_end_of_text_no_field_is_missing(both):
     assert all(not one["padding_mask"].any() for one in theirs.rollouts)
 
 
-@needs_post_eos
 @pytest.mark.parametrize(
     "name, changes",
     [
@@ -189,7 +185,6 @@ def test_what_the_later_score_changes(plain_trl, trl_world, open_stage, monkeypa
     assert max(map(abs, moved)) > 0.02
 
 
-@needs_post_eos
 def test_trl_moves_the_score_of_the_longest_response(both):
     """TRL's width is the longest response of the batch: where all end early, only the longest has its score at the EOS.
 
@@ -226,7 +221,6 @@ def test_trl_ignores_num_mini_batches_under_accumulation(trl_world, tmp_path, mo
     assert len(record.minibatches) == STEPS * EPOCHS * 2 and len(stepped) == STEPS * EPOCHS
 
 
-@needs_post_eos
 def test_trl_weighs_micro_batches_alike(both):
     """TRL's loss is the mean of the micro-batches' token means, not the token mean of the minibatch (FACTS, trl#3021).
 
@@ -244,7 +238,6 @@ def test_trl_weighs_micro_batches_alike(both):
     assert furthest(first[1], first[0]) > 100 * TOLERANCE
 
 
-@needs_post_eos
 def test_trl_dilutes_its_metrics_with_padding(both):
     """TRL's approxkl and ratio are means over all places, ours over response tokens (trl#6809).
 
