@@ -46,7 +46,6 @@ NPLUS2024 = Preset(
         "rl.inner_epochs": (4, CODE),
         "rl.response_length": (53, CODE),
         "rl.temperature": (0.7, CODE),
-        "rl.evaluation.temperature": (0.01, CODE),
         "rl.score_at": ("post_eos", CODE),
         "rl.no_eos_score": (-1.0, CODE + ": the EOS trick"),
         "rl.learning_rate": (3e-6, CODE),

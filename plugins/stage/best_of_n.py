@@ -7,7 +7,6 @@ import numpy as np
 
 from rlhf_lab.best_of_n import best_of_n, best_of_n_kl
 from rlhf_lab.contracts import Component, StageRef, hookimpl, param, slot
-from rlhf_lab.frontier import estimated_frontier
 from rlhf_lab.lm.files import load_causal_lm, load_encoder
 from rlhf_lab.lm.precision import ready
 from rlhf_lab.lm.sampling import rollout
@@ -67,6 +66,8 @@ class BestOfN(Component):
                 reward_proxy_se=errors[0],
                 reward_gold_se=errors[1],
             )
+        from rlhf_lab.frontier import estimated_frontier  # pandas and scipy: not needed to plan
+
         for place, point in enumerate(estimated_frontier(np.stack(proxies)).table().to_dict("records")):
             ctx.log(place, "frontier", **point)
 
