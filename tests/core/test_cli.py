@@ -9,7 +9,8 @@ import pytest
 from micro_spec import lab, plan_of, write_spec
 
 import rlhf_lab
-from rlhf_lab.cli import main, speaks_plainly
+from rlhf_lab.cli import main
+from rlhf_lab.cli.conventions import speaks_plainly
 from rlhf_lab.errors import DataError, LabError, ModelError, NumericsError, PluginError, RewardError, SpecError
 
 # Output

@@ -1,0 +1,123 @@
+"""`plugins list` and `plugins show`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from rlhf_lab.cli.conventions import json_option, plugin_option, print_table, speaks_plainly
+from rlhf_lab.errors import SpecError
+
+
+@click.group()
+def plugins() -> None:
+    """The components that a spec can name, and where they come from."""
+
+
+@plugins.command("list")
+@plugin_option
+@json_option
+@speaks_plainly
+def plugins_list(plugin_files: tuple[Path, ...], as_json: bool) -> int:
+    """List every component, and every plugin that could not be loaded with its reason."""
+    from rlhf_lab.registry import discover
+
+    registry = discover([file.resolve() for file in plugin_files])
+    rows = [
+        {"kind": r.kind, "name": r.name, "from": f"{r.distribution} {r.version}", "doc": summary(r.component)}
+        for r in registry.registrations()
+    ]
+    broken = [{"plugin": b.plugin, "from": b.distribution, "reason": b.reason} for b in registry.broken]
+    if as_json:
+        click.echo(json.dumps({"components": rows, "broken": broken}))
+        return 0
+    print_table(["kind", "name", "from", "what it is"], [list(row.values()) for row in rows])
+    for row in broken:
+        click.echo(f"broken: {row['plugin']} ({row['from']}): {row['reason']}", err=True)
+    return 0
+
+
+@plugins.command("show")
+@click.argument("kind")
+@click.argument("name")
+@plugin_option
+@json_option
+@speaks_plainly
+def plugins_show(kind: str, name: str, plugin_files: tuple[Path, ...], as_json: bool) -> int:
+    """Show a component: what it computes, and its parameters with type, default, range, unit and source."""
+    from rlhf_lab.contracts import KINDS, Preset
+    from rlhf_lab.registry import discover
+    from rlhf_lab.yaml_lines import suggest
+
+    if kind not in KINDS:
+        raise SpecError(f"unknown kind {kind!r}{suggest(kind, KINDS)}; there are {', '.join(KINDS)}")
+    registry = discover([file.resolve() for file in plugin_files])
+    try:
+        registration = registry.get(kind, name)
+    except ValueError as error:
+        raise SpecError(str(error)) from None
+    component = registration.component
+    if isinstance(component, Preset):
+        header, rows = (
+            ["key", "value", "source"],
+            [[key, json.dumps(value), source] for key, (value, source) in component.values.items()],
+        )
+    else:
+        header = ["parameter", "type", "default", "range", "unit", "what it is", "source"]
+        rows = [parameter_row(key, info) for key, info in component.model_fields.items()]
+    if as_json:
+        click.echo(
+            json.dumps(
+                {
+                    "kind": kind,
+                    "name": name,
+                    "doc": full_doc(component),
+                    "parameters": [dict(zip(header, row, strict=True)) for row in rows],
+                }
+            )
+        )
+        return 0
+    click.echo(f"{kind} {name}, from {registration.distribution} {registration.version} ({registration.origin})\n")
+    click.echo(full_doc(component) + "\n")
+    print_table(header, rows)
+    return 0
+
+
+def full_doc(component: Any) -> str:
+    import inspect
+
+    return inspect.cleandoc(
+        (component.doc if hasattr(component, "doc") and not isinstance(component, type) else component.__doc__) or ""
+    )
+
+
+def summary(component: Any) -> str:
+    return full_doc(component).split("\n\n")[0].replace("\n", " ")
+
+
+def parameter_row(key: str, info: Any) -> list[str]:
+    """One row of `plugins show`."""
+    from rlhf_lab.spec import slot_kind
+
+    kind, extra = slot_kind(info), info.json_schema_extra or {}
+    shown = f"a {kind}" if kind else str(info.annotation).replace("typing.", "").replace("<class '", "").replace("'>", "")
+    bounds = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤", "min_length": "length ≥", "max_length": "length ≤"}
+    limits = [
+        f"{sign} {getattr(m, name)}"
+        for m in info.metadata
+        for name, sign in bounds.items()
+        if getattr(m, name, None) is not None
+    ]
+    default = "required" if info.is_required() else repr(info.default)
+    return [
+        key,
+        shown.rsplit(".", 1)[-1] if "Literal" not in shown else shown,
+        default,
+        ", ".join(limits),
+        extra.get("unit", ""),
+        info.description or "",
+        extra.get("source", ""),
+    ]
