@@ -6,6 +6,7 @@ python analysis/reward_vs_kl.py RESULTS [--x kl] [--out DIR]
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,7 +48,8 @@ def reward_vs_kl(
     is taken over seeds at equal step, of KL and of the reward, and √ is of the mean KL; the band is of the reward alone.
     The highest proxy that any policy can have at a KL is drawn as far as it can be estimated (`rlhf_lab.frontier`).
     Best-of-n from the SFT policy stands on the same axes where the table has it, with bars of 1.96 standard errors over
-    prompts. Negative estimates of KL are drawn at 0.
+    prompts. Negative estimates of KL are drawn at 0. Where a run went three times as far as best-of-n, a second row of
+    panels shows the start close up.
     A reward without any number gets no panel. `unit` is the unit of both rewards, `width` in inches (under 4.5 the
     panels are stacked).
     """
@@ -63,20 +65,24 @@ def reward_vs_kl(
 
 
 def _figure(frame: pd.DataFrame, cut: list[Group], rewards: list[str], x: str, unit: str, width: float) -> Figure:
-    stacked = width < 4.5
-    size = (width, 2.35 * len(rewards) + 0.6) if stacked else (width, 0.44 * width + 0.6 + 0.06 * len(cut))
-    figure = style.new_figure(*size)
-    shape = (len(rewards), 1) if stacked else (1, len(rewards))
     chosen = style.styles(len(cut))
     best_of_n, optimum = best_of_n_curves(frame, cut), optimum_curve(frame)
-    for panel, reward in zip(figure.subplots(*shape, squeeze=False, sharex=True).flat, rewards, strict=True):
+    near = close_up(cut, best_of_n, x)
+    ranges, stacked = [None] if near is None else [None, near], width < 4.5
+    shape = (len(rewards) * len(ranges), 1) if stacked else (len(ranges), len(rewards))
+    height = 2.35 if stacked else 0.44 * width if near is None else 0.38 * width
+    figure = style.new_figure(width, height * shape[0] + 0.6 + (0 if stacked else 0.06 * len(cut)))
+    panels = figure.subplots(*shape, squeeze=False).flat
+    for panel, (limit, reward) in zip(panels, itertools.product(ranges, rewards), strict=True):
         for group, look in zip(cut, chosen, strict=True):
             _draw_group(panel, group.rows, x, reward, look)
         if optimum is not None and reward == "reward_proxy":
             panel.plot(distance(optimum["kl"], x), optimum[reward], **OPTIMUM, zorder=3)
         for number, curve in best_of_n:
             _draw_best_of_n(panel, curve, x, reward, BLACK if number is None else _of_group(chosen[number]))
-        panel.set(title=TITLES[reward], ylabel=f"{Y_LABELS[reward]} ({unit})")
+        panel.set(title=TITLES[reward] if limit is None else "the same, close up", ylabel=f"{Y_LABELS[reward]} ({unit})")
+        if limit is not None:
+            style.zoom(panel, limit)
         if panel.get_subplotspec().is_last_row():
             panel.set_xlabel(X_LABELS[x])
     caption, labels = style.seeds_caption(cut)
@@ -86,6 +92,14 @@ def _figure(frame: pd.DataFrame, cut: list[Group], rewards: list[str], x: str, u
         handles.append(Line2D([], [], **OPTIMUM, label="highest possible proxy (estimate)"))
     style.legend_below(figure, handles, caption)
     return figure
+
+
+def close_up(cut: list[Group], best_of_n: list[tuple[int | None, pd.DataFrame]], x: str) -> float | None:
+    """Up to where a second row of panels looks: a little beyond best-of-n, if some run went three times as far; else None."""
+    if not best_of_n:
+        return None
+    near = 1.25 * max(distance(curve["kl"], x).max() for _, curve in best_of_n)
+    return near if max(distance(group.rows["kl"], x).max() for group in cut) > 3 * near / 1.25 else None
 
 
 def distance(kl: pd.Series, x: str) -> pd.Series:

@@ -71,6 +71,14 @@ def styles(n: int) -> list[Style]:
     return [Style(colour, LINESTYLES[i % len(LINESTYLES)], MARKERS[i % len(MARKERS)]) for i, colour in enumerate(colours(n))]
 
 
+def zoom(panel: Axes, limit: float) -> None:
+    """Only what lies between 0 and `limit`, with the height that this part of the lines needs."""
+    ys = [line.get_ydata()[np.asarray(line.get_xdata()) <= limit] for line in panel.get_lines()]
+    low, high = np.nanmin(np.concatenate(ys)), np.nanmax(np.concatenate(ys))
+    margin = 0.08 * (high - low or 1.0)
+    panel.set(xlim=(-0.04 * limit, limit), ylim=(low - margin, high + margin))
+
+
 def new_figure(width: float, height: float) -> Figure:
     """A figure that pyplot does not know, so nobody has to close it; its layout keeps parts from overlapping."""
     figure = Figure(figsize=(width, height), layout="constrained")
