@@ -19,6 +19,7 @@ from rlhf_lab.errors import DataError, LabError
 from rlhf_lab_analysis.expected import check
 from rlhf_lab_analysis.expected import check_expected as check_expected
 from rlhf_lab_analysis.frames import DONE, REWARDS, best_of_n_curves, grouping, groups, has_values, in_order, select
+from rlhf_lab_analysis.matched_kl import LEVELS, at_kl
 from rlhf_lab_analysis.seed_statistics import GaoFit, fit_gao, mean_by_step, mean_interval
 
 HALF_WIDTH = "_half_width"
@@ -220,6 +221,7 @@ def text(frame: pd.DataFrame, runs: pd.DataFrame | None = None) -> str:
                 paired(frame).drop(columns=["low", "high"]).rename(columns={"half_width": f"difference{HALF_WIDTH}"}),
             )
         )
+    parts.append((f"Where a run first reaches a KL of {', '.join(f'{level:g}' for level in LEVELS)} nats", at_kl(frame)))
     parts.append(("Fits: RL R = d (α − β log d), best-of-n R = d (α − β d), d = √KL; 95 % bootstrap over seeds", fits(frame)))
     return "\n".join(f"### {title}\n\n{markdown(table)}" for title, table in parts)
 
