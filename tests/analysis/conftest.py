@@ -20,12 +20,22 @@ def run_rows(run, arm, seed, final_kl, *, axis=None, noise=0.08, gold=True):
     d = np.sqrt(kl)
     start = np.array(STEPS) == 0
     jitter = np.where(start, 0, noise)
-    frame = pd.DataFrame({
-        "run_id": f"{run:04x}{seed}", "arm": arm, "seed": seed, "stage": "rl", "step": STEPS, "split": "validation", "kl": kl,
-        "reward_proxy": gao(d, 1.15, 0.2) + jitter * rng.normal(size=len(STEPS)),
-        "reward_gold": gao(d, 1.1, 0.9) + jitter * rng.normal(size=len(STEPS)) if gold else np.nan,
-        "entropy": 2 - kl / 30, "response_length": 15 + 2 * d + rng.normal(size=len(STEPS)), "beta": np.nan,
-    })
+    frame = pd.DataFrame(
+        {
+            "run_id": f"{run:04x}{seed}",
+            "arm": arm,
+            "seed": seed,
+            "stage": "rl",
+            "step": STEPS,
+            "split": "validation",
+            "kl": kl,
+            "reward_proxy": gao(d, 1.15, 0.2) + jitter * rng.normal(size=len(STEPS)),
+            "reward_gold": gao(d, 1.1, 0.9) + jitter * rng.normal(size=len(STEPS)) if gold else np.nan,
+            "entropy": 2 - kl / 30,
+            "response_length": 15 + 2 * d + rng.normal(size=len(STEPS)),
+            "beta": np.nan,
+        }
+    )
     train = frame.assign(split="train", beta=axis["rl.kl.beta"] if axis else 0.02, kl=kl * rng.normal(1, 0.05, len(STEPS)))
     table = pd.concat([frame, train], ignore_index=True)
     return table.assign(**axis) if axis else table
@@ -35,10 +45,19 @@ def best_of_n_rows(frame, gold=True):
     n = 2.0 ** np.arange(0, 9)
     kl = np.log(n) - (n - 1) / n
     d = np.sqrt(kl)
-    rows = pd.DataFrame({
-        "stage": "best_of_n", "step": 0, "split": "validation", "n": n, "kl": kl, "reward_proxy": d * (1.3 - 0.1 * d),
-        "reward_gold": d * (0.8 - 0.12 * d) if gold else np.nan, "reward_proxy_se": 0.03, "reward_gold_se": 0.05,
-    })
+    rows = pd.DataFrame(
+        {
+            "stage": "best_of_n",
+            "step": 0,
+            "split": "validation",
+            "n": n,
+            "kl": kl,
+            "reward_proxy": d * (1.3 - 0.1 * d),
+            "reward_gold": d * (0.8 - 0.12 * d) if gold else np.nan,
+            "reward_proxy_se": 0.03,
+            "reward_gold_se": 0.05,
+        }
+    )
     keys = ["run_id", "arm", "seed", *[c for c in frame if "." in c]]
     return frame[keys].drop_duplicates().merge(rows, how="cross")
 
@@ -49,8 +68,11 @@ def with_best_of_n(frame, gold=True):
 
 def beta_sweep(seeds=(0, 1, 2), gold=True):
     """3 values of β × seeds, and best-of-n, as a table of steps joined with its axis."""
-    parts = [run_rows(i, "base", seed, kl, axis={"rl.kl.beta": beta}, gold=gold)
-             for i, (beta, kl) in enumerate([(1.0, 0.5), (0.2, 5.0), (0.02, 35.0)]) for seed in seeds]
+    parts = [
+        run_rows(i, "base", seed, kl, axis={"rl.kl.beta": beta}, gold=gold)
+        for i, (beta, kl) in enumerate([(1.0, 0.5), (0.2, 5.0), (0.02, 35.0)])
+        for seed in seeds
+    ]
     return with_best_of_n(pd.concat(parts, ignore_index=True), gold)
 
 
@@ -92,8 +114,21 @@ GOLD = {  # arm → seed → gold at steps 0, 10, 20
 
 @pytest.fixture
 def arms():
-    return pd.DataFrame([
-        {"run_id": f"{arm}{seed}", "arm": arm, "seed": seed, "stage": "rl", "split": "validation", "step": step,
-         "kl": 0.1 * step + seed, "reward_proxy": 0.2 * step, "reward_gold": gold}
-        for arm, seeds in GOLD.items() for seed, curve in seeds.items() for step, gold in zip([0, 10, 20], curve, strict=True)
-    ])
+    return pd.DataFrame(
+        [
+            {
+                "run_id": f"{arm}{seed}",
+                "arm": arm,
+                "seed": seed,
+                "stage": "rl",
+                "split": "validation",
+                "step": step,
+                "kl": 0.1 * step + seed,
+                "reward_proxy": 0.2 * step,
+                "reward_gold": gold,
+            }
+            for arm, seeds in GOLD.items()
+            for seed, curve in seeds.items()
+            for step, gold in zip([0, 10, 20], curve, strict=True)
+        ]
+    )

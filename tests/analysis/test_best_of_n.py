@@ -24,11 +24,14 @@ def over_all_subsets(proxy, value, n):
 
 
 @pytest.mark.parametrize("n", range(1, 8))
-@pytest.mark.parametrize("proxy", [
-    [0.3, -1.0, 2.0, 0.7, 5.0, 1.1, -0.2],
-    [1.0, 1.0, 2.0, 2.0, 2.0, 0.0, 3.0],
-    [4.0, 4.0, 4.0, 4.0, 4.0, 4.0, 4.0],
-])
+@pytest.mark.parametrize(
+    "proxy",
+    [
+        [0.3, -1.0, 2.0, 0.7, 5.0, 1.1, -0.2],
+        [1.0, 1.0, 2.0, 2.0, 2.0, 0.0, 3.0],
+        [4.0, 4.0, 4.0, 4.0, 4.0, 4.0, 4.0],
+    ],
+)
 def test_equals_the_mean_over_all_subsets(proxy, n):
     value = [1.5, -0.5, 3.0, -7.0, 2.0, 0.25, 1.0]
     assert best_of_n(proxy, value, n) == pytest.approx(over_all_subsets(proxy, value, n), rel=1e-12)

@@ -24,10 +24,18 @@ def one(frame, **options):
     return result
 
 
-@pytest.mark.parametrize("statistic, value", [
-    ("start", 0.0), ("final", 0.2), ("peak", 1.0), ("lowest", 0.0), ("peak_minus_final", 0.8), ("peak_minus_start", 1.0),
-    ("final_minus_start", 0.2),
-])
+@pytest.mark.parametrize(
+    "statistic, value",
+    [
+        ("start", 0.0),
+        ("final", 0.2),
+        ("peak", 1.0),
+        ("lowest", 0.0),
+        ("peak_minus_final", 0.8),
+        ("peak_minus_start", 1.0),
+        ("final_minus_start", 0.2),
+    ],
+)
 def test_each_statistic_passes_and_fails_by_hand(arms, statistic, value):
     lower = arms.assign(reward_gold=arms["reward_gold"] - (arms["step"] == 20) * 1.0)  # gae: mean curve 0, 1, 0.2
     where = {"arm": "gae"}
@@ -58,12 +66,15 @@ def test_numbers_match_up_to_rounding_and_other_stages_can_be_asked(arms):
     assert one(pd.concat([arms, accuracy]), column="accuracy", stage="reward_model", statistic="final", min=0.8).ok
 
 
-@pytest.mark.parametrize("options, said", [
-    ({"where": {"arm": "ppo"}}, "no rows with arm = ppo (there are: gae, rloo)"),
-    ({"where": {"rl.kl.beta": 1}}, "no column 'rl.kl.beta'"),
-    ({"column": "golden"}, "no column 'golden'"),
-    ({"stage": "sft"}, "no steps of split 'validation' of stage 'sft'"),
-])
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        ({"where": {"arm": "ppo"}}, "no rows with arm = ppo (there are: gae, rloo)"),
+        ({"where": {"rl.kl.beta": 1}}, "no column 'rl.kl.beta'"),
+        ({"column": "golden"}, "no column 'golden'"),
+        ({"stage": "sft"}, "no steps of split 'validation' of stage 'sft'"),
+    ],
+)
 def test_what_cannot_be_evaluated_fails_and_says_why(arms, options, said):
     result = one(arms, statistic="final", min=-100, **options)
     assert not result.ok and said in result.text
@@ -89,14 +100,20 @@ def test_checks_are_json(without_gold):
     assert [name for name, *_ in json.loads(json.dumps(checks, allow_nan=False))] == ["runs", "x", "y"]
 
 
-@pytest.mark.parametrize("expected, said", [
-    ({}, "'checks'"),
-    ({"checks": []}, "'checks'"),
-    ({"checks": [{"name": "x", "min": 1, "what": {"statistic": "mean", "column": "kl"}}]}, "unknown statistic 'mean'; choose"),
-    ({"checks": [{"name": "x", "what": FINAL_KL}]}, "give either min or max"),
-    ({"checks": [{"name": "x", "min": 1, "what": {**FINAL_KL, "decreasing_in": "a"}}]}, "give either min or max"),
-    ({"checks": [{"name": "x", "minimum": 1, "what": FINAL_KL}]}, "'checks.0.minimum'"),
-])
+@pytest.mark.parametrize(
+    "expected, said",
+    [
+        ({}, "'checks'"),
+        ({"checks": []}, "'checks'"),
+        (
+            {"checks": [{"name": "x", "min": 1, "what": {"statistic": "mean", "column": "kl"}}]},
+            "unknown statistic 'mean'; choose",
+        ),
+        ({"checks": [{"name": "x", "what": FINAL_KL}]}, "give either min or max"),
+        ({"checks": [{"name": "x", "min": 1, "what": {**FINAL_KL, "decreasing_in": "a"}}]}, "give either min or max"),
+        ({"checks": [{"name": "x", "minimum": 1, "what": FINAL_KL}]}, "'checks.0.minimum'"),
+    ],
+)
 def test_a_wrong_file_is_an_error_that_names_the_place(arms, expected, said):
     with pytest.raises(SpecError) as error:
         check_expected(tables(arms), expected)

@@ -93,8 +93,12 @@ def test_no_gold_no_gold_panel(without_gold):
 def test_curves_have_a_panel_per_column_with_units(sweep):
     figure = curves(sweep)
     assert [(axes.get_title(), axes.get_ylabel()) for axes in panels(figure)] == [
-        ("KL to the SFT policy", "nats per sequence"), ("proxy reward", "score"), ("gold reward", "score"),
-        ("entropy", "nats per token"), ("response length", "tokens"), ("KL coefficient β (training)", "reward per nat"),
+        ("KL to the SFT policy", "nats per sequence"),
+        ("proxy reward", "score"),
+        ("gold reward", "score"),
+        ("entropy", "nats per token"),
+        ("response length", "tokens"),
+        ("KL coefficient β (training)", "reward per nat"),
     ]
     assert [axes.get_xlabel() for axes in panels(figure)] == ["", "", "", "step", "step", "step"]
     assert all(len(thin(axes)) == 9 and len(thick(axes)) == 3 for axes in panels(figure))
@@ -160,7 +164,9 @@ def results(sweep, tmp_path):
 
 def test_draw_writes_into_the_results_folder(results):
     assert [p.relative_to(results).as_posix() for p in frontier_module.draw(results)] == [
-        "figures/reward_vs_kl.png", "figures/reward_vs_kl.svg"]
+        "figures/reward_vs_kl.png",
+        "figures/reward_vs_kl.svg",
+    ]
     assert [p.name for p in curves_module.draw(results, results / "elsewhere")] == ["curves.png", "curves.svg"]
     assert (results / "elsewhere" / "curves.svg").stat().st_size > 10_000
 

@@ -48,8 +48,14 @@ def test_pairs_need_the_seed_in_both_arms(arms):
 
 
 def test_pairs_agree_in_the_other_axes(arms):
-    doubled = pd.concat([arms.assign(**{"rl.lr": lr}, run_id=arms["run_id"] + str(lr),
-                                     reward_gold=arms["reward_gold"] * (lr if lr == 2 else 1)) for lr in (1, 2)])
+    doubled = pd.concat(
+        [
+            arms.assign(
+                **{"rl.lr": lr}, run_id=arms["run_id"] + str(lr), reward_gold=arms["reward_gold"] * (lr if lr == 2 else 1)
+            )
+            for lr in (1, 2)
+        ]
+    )
     table = paired(doubled, ["reward_gold"]).set_index("rl.lr")["difference"]
     assert table.to_dict() == pytest.approx({1: 0.2 / 3, 2: 0.4 / 3})
 
@@ -71,16 +77,32 @@ def test_fits_find_the_coefficients_that_made_the_table(sweep):
 
 
 def test_markdown_puts_mean_and_half_width_into_one_cell():
-    table = pd.DataFrame({"arm": ["a|b"], "n": [3], "kl_final": [35.44], "kl_final_half_width": [0.283], "gold_final": [np.nan],
-                          "gold_final_half_width": [np.nan]})
+    table = pd.DataFrame(
+        {
+            "arm": ["a|b"],
+            "n": [3],
+            "kl_final": [35.44],
+            "kl_final_half_width": [0.283],
+            "gold_final": [np.nan],
+            "gold_final_half_width": [np.nan],
+        }
+    )
     assert markdown(table) == (
-        "| arm | n | final KL (nats) | final gold |\n| --- | --- | --- | --- |\n| a\\|b | 3 | 35.44 ± 0.28 | – |\n")
+        "| arm | n | final KL (nats) | final gold |\n| --- | --- | --- | --- |\n| a\\|b | 3 | 35.44 ± 0.28 | – |\n"
+    )
 
 
-@pytest.mark.parametrize("mean, half, expected", [
-    (0.7512, 0.19, "0.75 ± 0.19"), (120.4, 31.0, "120 ± 31"), (1.0, 0.0, "1.00 ± 0.00"), (0.123456, np.nan, "0.123"),
-    (np.nan, np.nan, "–"), (0.0123456, 0.00012, "0.01235 ± 0.00012"),
-])
+@pytest.mark.parametrize(
+    "mean, half, expected",
+    [
+        (0.7512, 0.19, "0.75 ± 0.19"),
+        (120.4, 31.0, "120 ± 31"),
+        (1.0, 0.0, "1.00 ± 0.00"),
+        (0.123456, np.nan, "0.123"),
+        (np.nan, np.nan, "–"),
+        (0.0123456, 0.00012, "0.01235 ± 0.00012"),
+    ],
+)
 def test_digits_follow_the_half_width(mean, half, expected):
     assert plus_minus(mean, half) == expected
 

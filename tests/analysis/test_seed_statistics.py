@@ -59,10 +59,13 @@ def test_forms_by_hand():
     assert reward_rl([0, 1, np.e], 2.0, 0.5) == pytest.approx([0, 2, 1.5 * np.e])
 
 
-@pytest.mark.parametrize("form, by_hand", [
-    ("rl", lambda d: [x * (1.1 - 0.9 * np.log(x)) if x else 0 for x in d]),
-    ("best_of_n", lambda d: [x * (1.1 - 0.9 * x) for x in d]),
-])
+@pytest.mark.parametrize(
+    "form, by_hand",
+    [
+        ("rl", lambda d: [x * (1.1 - 0.9 * np.log(x)) if x else 0 for x in d]),
+        ("best_of_n", lambda d: [x * (1.1 - 0.9 * x) for x in d]),
+    ],
+)
 def test_coefficients_of_noise_free_data_are_recovered(form, by_hand):
     d = np.array([0.0, 0.3, 0.9, 2.0, 4.0, 6.0])
     assert least_squares_gao(d, by_hand(d), form) == pytest.approx([1.1, 0.9], rel=1e-10)
