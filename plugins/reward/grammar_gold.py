@@ -6,12 +6,12 @@ import math
 from collections import Counter
 from collections.abc import Callable
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from rlhf_lab.contracts import Component, Rollout, Scores, hookimpl, param
-from rlhf_lab_plugins.data.micro_grammar import EOS, grammatical_bigrams
+from rlhf_lab_plugins.data.micro_grammar import EOS, grammatical_bigrams, vocabulary
 
 if TYPE_CHECKING:
     from rlhf_lab.context import StageContext
@@ -55,6 +55,15 @@ class GrammarGold(Component):
         words = response.split()
         s, bad, dup = valence(words, lexicon), ungrammatical_pairs(prompt, words, ended), surplus(words, self.allowance)
         return self.gold(s, bad, dup, ended), s, bad, dup
+
+    def tables(self) -> dict[str, Any]:
+        """What the equation knows of words: the valence of each that has one, and which words may follow which."""
+        from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+
+        lexicon, follows = SentimentIntensityAnalyzer().lexicon, {}
+        for first, second in sorted(grammatical_bigrams()):
+            follows.setdefault(first, []).append(second)
+        return {"valence": {word: lexicon[word] for word in vocabulary() if word in lexicon}, "follows": follows}
 
     def gold(self, s: float, bad: int, dup: int, ended: bool) -> float:
         """The equation above."""
