@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RESULTS ?= results
 
-.PHONY: quickstart test check interop movie-reviews clean
+.PHONY: quickstart test test-slurm test-ray check interop movie-reviews mutation docs clean
 
 # torch first and by its exact version: asked for without one, pip would take a build with gigabytes of CUDA
 .venv/installed: pyproject.toml constraints.txt
@@ -36,6 +36,25 @@ check: test
 	  --target .venv-interop/sources/$${w%%==*}-$${w##*==} $$w || exit 1; done
 	touch $@
 
+.venv/installed-slurm: .venv/installed-test
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[test,slurm]'
+	touch $@
+
+test-slurm: .venv/installed-slurm  ## the launcher slurm on a real SLURM on this machine; needs root, and apt-get if it is not there
+	RLHF_LAB_TEST_LAUNCHER=slurm tests/launchers/slurm.sh $(BIN)/python -m pytest -p no:cacheprovider tests/launchers
+
+# Ray in an environment of its own, which sees what the other one has
+.venv-ray/installed: .venv/installed-test
+	$(BIN)/python -m venv .venv-ray
+	.venv-ray/bin/pip install --quiet -c constraints.txt "ray>=2.52"
+	main=$$($(BIN)/python -c 'import site; print(site.getsitepackages()[0])'); \
+	own=$$(.venv-ray/bin/python -c 'import site; print(site.getsitepackages()[0])'); \
+	echo "import site; site.addsitedir('$$main')" > $$own/main.pth
+	touch $@
+
+test-ray: .venv-ray/installed  ## the launcher ray on a real Ray cluster of several nodes on this machine
+	RLHF_LAB_TEST_LAUNCHER=ray .venv-ray/bin/python -m pytest -p no:cacheprovider tests/launchers
+
 interop: .venv-interop/installed  ## side by side with TRL, torchrl, verl, OpenRLHF
 	.venv-interop/bin/python -m pytest -m interop tests/interop
 
@@ -48,5 +67,12 @@ movie-reviews: .venv/installed  ## the real experiment: SmolLM2-135M on human ra
 	$(BIN)/rlhf-lab plot curves $(RESULTS)/movie_reviews
 	$(BIN)/rlhf-lab check results $(RESULTS)/movie_reviews experiments/movie_reviews/expected.json
 
+mutation: .venv/installed-test  ## plant each of the classic bugs in a copy and see that a test notices
+	$(BIN)/python tests/mutation/mutate.py
+
+docs: .venv/installed  ## the generated tables: plugins/README.md, plugins/ESTIMATORS.md, tests/pitfalls/README.md
+	RLHF_LAB_LOAD_PLUGINS= $(BIN)/rlhf-lab plugins docs --out plugins
+	$(BIN)/python tests/pitfalls/pitfalls.py
+
 clean:
-	rm -rf .venv .venv-interop build *.egg-info
+	rm -rf .venv .venv-interop .venv-ray build *.egg-info

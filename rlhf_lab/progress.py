@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from rlhf_lab.plan import Plan
+from rlhf_lab.terminal import one_line, printable
 
 
 class Lines:
@@ -35,6 +36,8 @@ class Lines:
             if event["event"] == "progress" and now - self.last.get(run_id, 0.0) >= self.interval:
                 self.last[run_id] = now
                 self.say(f"{self.labels[run_id]}: {event['stage']} {event['done']}/{event['total']}  {event['text']}")
+            elif event["event"] == "retry":
+                self.say(f"{self.labels[run_id]}: {event['error']}; started again")
             elif event["event"] == "finished":
                 self.finished += 1
                 left = (now - self.started) / (self.finished - self.reused) * (self.total - self.finished)
@@ -43,7 +46,7 @@ class Lines:
                 )
 
     def say(self, text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
+        print(printable(text).replace("\n", " "), file=sys.stderr, flush=True)
 
 
 class Bars:
@@ -72,7 +75,7 @@ class Bars:
 
     def __call__(self, run_id: str, event: dict[str, Any]) -> None:
         if event["event"] == "progress":
-            description = escape(f"{self.labels[run_id]}: {event['stage']}")
+            description = escape(one_line(f"{self.labels[run_id]}: {event['stage']}"))
             if run_id not in self.tasks:
                 self.tasks[run_id] = self.progress.add_task(description, total=event["total"], text="")
             self.progress.update(
@@ -80,7 +83,7 @@ class Bars:
                 description=description,
                 total=event["total"],
                 completed=event["done"],
-                text=escape(event["text"]),
+                text=escape(printable(event["text"]).replace("\n", " ")),
             )
         elif event["event"] == "finished":
             if run_id in self.tasks:

@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import json
 import os
 import pkgutil
 import re
@@ -18,10 +19,13 @@ from types import ModuleType
 from typing import Any
 
 import pluggy
+from pydantic import ValidationError
 
 from rlhf_lab import contracts
-from rlhf_lab.contracts import ENTRY_POINT_GROUP, KINDS, Component, Hooks, Preset
+from rlhf_lab.contracts import API_VERSION, ENTRY_POINT_GROUP, KINDS, Component, Hooks, Preset
 from rlhf_lab.errors import PluginError
+from rlhf_lab.sources import source_hash
+from rlhf_lab.strictness import converted
 from rlhf_lab.yaml_lines import suggest
 
 BUILTIN_DISTRIBUTION = "rlhf-lab"
@@ -36,10 +40,12 @@ OFFERS: Mapping[str, Mapping[str, int]] = {
     "advantage": {"estimate": 2},
     "objective": {"loss": 2},
     "reward_loss": {"examples": 1, "losses": 3},
+    "preference_loss": {"examples": 1, "losses": 1},
     "stage": {"run": 1},
     "data": {"open": 1},
     "model": {"open": 1},
     "template": {"format": 2},
+    "launcher": {"open": 2},
 }
 
 
@@ -61,9 +67,8 @@ class Registration:
         return self.component.name
 
     def source_hash(self) -> str:
-        """blake2b of the file that defines the component: a change under an unchanged version shows."""
-        path = sys.modules[self.component.__module__].__file__ if inspect.isclass(self.component) else None
-        return hashlib.blake2b(Path(path).read_bytes(), digest_size=16).hexdigest() if path else ""
+        """Of the code that defines the component: a change under an unchanged version shows."""
+        return source_hash(self.component.__module__, self.distribution) if inspect.isclass(self.component) else ""
 
 
 @dataclass(frozen=True)
@@ -83,18 +88,35 @@ class Registry:
     def choose(self, kind: str, value: Any, context: Mapping[str, Any] | None = None) -> Component:
         """The component that a spec asks for: `name`, or a mapping with `name` and parameters.
 
-        Raises ValueError for an unknown name, pydantic's ValidationError for wrong parameters, PluginError where the
-        name may belong to a broken plugin or two distributions claim it.
+        Raises ValueError for an unknown name (caused by a PluginError where the name may belong to a broken plugin, or two
+        distributions claim it), pydantic's ValidationError for wrong parameters. `context["chosen"]`, where it is there,
+        remembers what was chosen.
         """
         if isinstance(value, str):
             value = {"name": value}
         if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
             raise ValueError(f"{kind} must be a name, or a mapping with a 'name' in it: one of {', '.join(self.names(kind))}")
-        parameters = {key: item for key, item in value.items() if key != "name"}
-        component = self.get(kind, value["name"]).component
+        context = {**(context or {}), "registry": self}
+        chosen = context.get("chosen")
+        if chosen is None:
+            return self._chosen(kind, value, context)
+        key = kind, context.get("stages"), json.dumps(value, sort_keys=True)
+        if key not in chosen:
+            chosen[key] = self._chosen(kind, value, context)
+        return chosen[key]
+
+    def _chosen(self, kind: str, value: Mapping[str, Any], context: Mapping[str, Any]) -> Component:
+        try:
+            component = self.get(kind, value["name"]).component
+        except PluginError as error:
+            raise ValueError(str(error)) from error
         if isinstance(component, Preset):
             raise ValueError(f"{value['name']!r} is a preset; write it under 'preset'")
-        return component.model_validate(parameters, context={**(context or {}), "registry": self})
+        parameters = {key: item for key, item in value.items() if key != "name"}
+        made = component.model_validate(parameters, context=context)
+        if wrong := list(converted(parameters, made)):
+            raise ValidationError.from_exception_data(component.__name__, wrong)
+        return made
 
     def get(self, kind: str, name: str) -> Registration:
         """The registration called `name`, or `distribution:name` where two distributions claim a name."""
@@ -128,6 +150,8 @@ class Registry:
 
     def add_module(self, module: ModuleType, distribution: str, version: str) -> None:
         """Registers what the hooks of `module` register; all or nothing."""
+        if (needed := getattr(module, "requires_api", API_VERSION)) > API_VERSION:
+            raise PluginError(f"needs version {needed} of the plugin API, this rlhf-lab has {API_VERSION}; upgrade rlhf-lab")
         fresh: list[Registration] = []
 
         def register(component: Any) -> None:
