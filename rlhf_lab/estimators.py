@@ -22,7 +22,7 @@ from torch import Tensor
 
 from rlhf_lab import exact
 from rlhf_lab.contracts import AdvantageInputs, Component
-from rlhf_lab.kl import ESTIMATORS
+from rlhf_lab.kl import ESTIMATORS, per_token
 from rlhf_lab.registry import Registry
 from rlhf_lab.rewards import token_rewards
 
@@ -89,7 +89,7 @@ def advantages(world: World, estimator: Any, kl: str, beta: float, law: Law, cri
     """A_MGT: what the estimator makes of each batch, its token rewards being score and −β·k."""
     space = world.space
     policy_NT, ref_NT = (table_SV[space.state_NT, space.token_NT] for table_SV in (world.logprobs_SV, world.ref_logprobs_SV))
-    rewards_NT = token_rewards(world.rewards_N, policy_NT, ref_NT, space.mask_NT, beta, kl)
+    rewards_NT = token_rewards(world.rewards_N, per_token(kl, policy_NT, ref_NT, space.mask_NT), space.mask_NT, beta)
     penalties_SV = -beta * ESTIMATORS[kl](world.logprobs_SV - world.ref_logprobs_SV)
     values_S = exact.values(world.logprobs_SV, world.rewards_N, space, penalties_SV)[0] + critic_error * world.critic_error_S
     values_NT = values_S[space.state_NT].masked_fill(~space.mask_NT, 0.0)

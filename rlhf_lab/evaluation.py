@@ -11,7 +11,7 @@ from torch import Tensor
 from rlhf_lab import masked, rewards
 from rlhf_lab.actors import Actors
 from rlhf_lab.context import StageContext
-from rlhf_lab.contracts import Rollout
+from rlhf_lab.contracts import Rollout, Scores
 from rlhf_lab.kl import k3, sequence_kl, standard_error
 from rlhf_lab.lm.files import load_causal_lm, load_encoder
 from rlhf_lab.lm.precision import ready
@@ -34,11 +34,7 @@ class Evaluator:
 
     @property
     def sampling(self) -> dict[str, Any]:
-        return {
-            "samples": self.settings.samples,
-            "response_length": self.cfg.response_length,
-            "temperature": self.settings.temperature or self.cfg.temperature,
-        }
+        return {"samples": self.settings.samples, **self.cfg.sampling}
 
     @torch.no_grad()
     def _baseline(self, actors: Actors) -> Tensor | None:
@@ -49,18 +45,14 @@ class Evaluator:
         model, encoder = ready(load_causal_lm(folder), self.ctx, frozen=True), load_encoder(folder, self.ctx.template)
         with self.ctx.accelerator.autocast():
             sampled = rollout(model, encoder, self.prompts, self.ctx.rng("evaluation"), **self.sampling)
-            return rewards.checked(self.cfg.gold.name, actors.gold(sampled), sampled).scores_B
+            return scored(self.cfg.gold, actors.gold, sampled).scores_B
 
     @torch.no_grad()
-    def measure(self, step: int, actors: Actors) -> None:
-        """Logs one row of split `validation`, and some samples."""
+    def measure(self, step: int, actors: Actors, **more: float) -> None:
+        """Logs one row of split `validation`, with `more` in it, and some samples."""
         answers = actors.policy.rollout(self.prompts, self.ctx.rng("evaluation"), **self.sampling)
-        proxy = rewards.checked(self.cfg.reward.name, actors.reward(answers), answers)
-        gold_B = torch.full_like(proxy.scores_B, math.nan)
-        columns = dict(proxy.columns)
-        if actors.gold is not None:
-            gold = rewards.checked(self.cfg.gold.name, actors.gold(answers), answers)
-            gold_B, columns = gold.scores_B, {**{f"gold_{k}": v for k, v in gold.columns.items()}, **columns}
+        proxy, gold = scored(self.cfg.reward, actors.reward, answers), scored(self.cfg.gold, actors.gold, answers)
+        gold_B, columns = gold.scores_B, {**{f"gold_{k}": v for k, v in gold.columns.items()}, **proxy.columns}
         if actors.baseline_gold_B is None:
             actors.baseline_gold_B = gold_B
         logprobs_BT, entropy_BT, ref_logprobs_BT = in_microbatches(
@@ -80,15 +72,22 @@ class Evaluator:
             "win_rate": win_rate(gold_B, actors.baseline_gold_B),
             "beta": actors.kl_state["beta"],
             **{name: values.mean() for name, values in columns.items()},
+            **more,
         }
         self.ctx.log(step, "validation", **row)
         self.ctx.log_samples(step, sample_rows(answers, proxy.scores_B, gold_B, self.settings.log_samples, kl_B))
 
     def _logprobs(self, policy: Any, part: Rollout) -> tuple[Tensor, Tensor, Tensor]:
         """At the temperature of these samples, so that the mean log-ratio is a KL."""
-        temperature = self.sampling["temperature"]
-        output = policy.forward(part, temperature=temperature, entropy=True)
-        return output.logprobs_BT, output.entropy_BT, policy.reference_logprobs(part, temperature=temperature)
+        output = policy.forward(part, temperature=self.cfg.temperature, entropy=True)
+        return output.logprobs_BT, output.entropy_BT, policy.reference_logprobs(part, temperature=self.cfg.temperature)
+
+
+def scored(source: Any, scorer: Any, answers: Rollout) -> Scores:
+    """The scores of a reward source, which is left as it was; NaN where there is none."""
+    if scorer is None:
+        return Scores(torch.full((len(answers),), math.nan, device=answers.mask_BT.device))
+    return rewards.checked(source.name, rewards.undisturbed(scorer, answers), answers)
 
 
 def win_rate(gold_B: Tensor, baseline_B: Tensor) -> Tensor:

@@ -5,24 +5,27 @@ The loop knows the slots of `contracts.py` and nothing else; each variant is a c
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rlhf_lab import masked, rewards
+from rlhf_lab import kl, masked, rewards
 from rlhf_lab.actors import Actors, open_actors, restore, snapshot
 from rlhf_lab.context import StageContext
 from rlhf_lab.contracts import AdvantageInputs, PolicyOutput, Rollout, Scores
 from rlhf_lab.errors import DataError, NumericsError
 from rlhf_lab.evaluation import Evaluator
-from rlhf_lab.kl import sequence_kl, standard_error
 from rlhf_lab.lm.tokens import in_microbatches
+from rlhf_lab.not_finite import kept
 from rlhf_lab.rl_parameters import RLParameters
 from rlhf_lab.schedule import rate, set_rates
 from rlhf_lab.streams import shuffled_batches
 from rlhf_lab.update import Batch, update
+
+LOG = logging.getLogger(__name__)
 
 
 def train(cfg: RLParameters, ctx: StageContext) -> None:
@@ -41,46 +44,52 @@ def train(cfg: RLParameters, ctx: StageContext) -> None:
         with torch.no_grad(), ctx.accelerator.autocast():
             # 1. rollout: sample responses to the next prompts, at the sampling temperature
             chosen = shuffled_batches(len(prompts), prompts_per_step, step * prompts_per_step, ctx.seed, "prompts")
-            rollout = policy.rollout(
-                [prompts[i] for i in chosen],
-                ctx.rng("rollout", step),
-                samples=cfg.samples_per_prompt,
-                response_length=cfg.response_length,
-                temperature=cfg.temperature,
-            )
+            asked = [prompts[i] for i in chosen]
+            rollout = policy.rollout(asked, ctx.rng("rollout", step), samples=cfg.samples_per_prompt, **cfg.sampling)
             rollout = rewards.with_states(rollout, cfg.score_at, cfg.response_length)
 
             # 2. scores: one number per response, changed only where there is no EOS
-            proxy = rewards.checked(cfg.reward.name, actors.reward(rollout), rollout)
-            scores_B = rewards.without_eos(proxy.scores_B, rollout.ended_B, score=cfg.no_eos_score, penalty=cfg.no_eos_penalty)
+            proxy = rewards.checked(cfg.reward.name, actors.reward(rollout), rollout, cfg.on_nan)
+            scores_B = rewards.without_eos(proxy.scores_B, rollout.ended_B, **cfg.without_eos)
+            greedy_scores_B, greedy = greedy_scores(cfg, ctx, actors, asked, step)
 
             # 3. KL and shaping: token rewards are −β·KL, plus the score once, at the last token
-            old = measured(cfg, policy, rollout)
-            ref_logprobs_BT = reference(cfg, policy, rollout)
-            rewards_BT = rewards.token_rewards(
-                scores_B, old.logprobs_BT, ref_logprobs_BT, rollout.mask_BT, beta, cfg.kl_estimator, rollout.states_BT
-            )
+            old, ref_logprobs_BT = measured(cfg, policy, rollout), reference(cfg, policy, rollout)
+            kl_BT = kl.per_token(cfg.kl_estimator, old.logprobs_BT, ref_logprobs_BT, rollout.mask_BT, old.kl_BT)
+            beta_in_reward = 0.0 if cfg.kl_placement == "loss" else beta
+            rewards_BT = rewards.token_rewards(scores_B, kl_BT, rollout.mask_BT, beta_in_reward, rollout.states_BT)
             if cfg.whiten_rewards:
                 rewards_BT = masked.whiten(rewards_BT, rollout.places_BT, shift_mean=False, ddof=cfg.whiten_ddof)
 
             # 4. advantages and returns
-            values_BT = state_values(cfg, actors, rollout)
-            inputs = AdvantageInputs(rewards_BT, rollout.places_BT, scores_B, rollout.group_B, rollout.ended_B, values_BT)
-            advantages_BT, returns_BT, actors.advantage_state = cfg.advantage.estimate(inputs, actors.advantage_state)
+            values_BT, after_B = state_values(cfg, actors, rollout)
+            given = (rewards_BT, rollout.places_BT, scores_B, rollout.group_B, rollout.ended_B)
+            inputs = AdvantageInputs(*given, values_BT, greedy_scores_B, after_B, old.logprobs_BT, ref_logprobs_BT)
+            advantages_BT, returns_BT, advantage_state = cfg.advantage.estimate(inputs, actors.advantage_state)
+            actors.advantage_state = kept(actors.advantage_state, advantage_state)
+            trained_B = rewards.trained(rollout, cfg.truncation)
             if cfg.whiten_advantages == "rollout":
-                advantages_BT = masked.whiten(advantages_BT, rollout.mask_BT, ddof=cfg.whiten_ddof)
+                advantages_BT = masked.whiten(advantages_BT, rollout.mask_BT & trained_B[:, None], ddof=cfg.whiten_ddof)
 
         # 5. update: inner epochs of shuffled minibatches; then β
-        batch = Batch(rollout, old.logprobs_BT, ref_logprobs_BT, advantages_BT, returns_BT, values_BT, scores_B, beta)
+        batch = Batch(
+            rollout, old.logprobs_BT, ref_logprobs_BT, advantages_BT, returns_BT, values_BT, scores_B, beta, trained_B
+        )
         metrics = update(cfg, ctx, actors, batch, step)
-        kl_B = sequence_kl(old.logprobs_BT, ref_logprobs_BT, rollout.mask_BT)
-        actors.kl_state = dict(cfg.kl.update(actors.kl_state, kl_B.mean().item(), len(rollout)))
+        kl_B = kl.sequence_kl(old.logprobs_BT, ref_logprobs_BT, rollout.mask_BT)
+        if step >= cfg.critic_warmup:
+            observed = kl.mean(step_kl(cfg, ctx, policy, batch, kl_B), rollout.mask_BT, cfg.kl_unit)
+            actors.kl_state = kept(actors.kl_state, cfg.kl.update(actors.kl_state, observed, len(rollout)))
 
         # 6. record
-        row = describe(batch, proxy, old.entropy_BT, rewards_BT, kl_B) | metrics
+        row = describe(batch, proxy, old.entropy_BT, rewards_BT, kl_B) | greedy | metrics
+        row |= sampler_alarm(cfg, ctx, step, row["sampler_gap"])
         if step == 0:
-            assert_on_policy(row, tolerance=1e-3 if ctx.config.precision == "fp32" else 3e-2)
+            elsewhere = {} if getattr(policy, "starts_at_reference", True) else {"kl": 0.0}
+            assert_on_policy(row | elsewhere, tolerance=1e-3 if ctx.config.precision == "fp32" else 3e-2)
         ctx.log(step, "train", **row)
+        if "not_finite" in row and cfg.on_nan == "stop":
+            break
         if (step + 1) % cfg.evaluation.every == 0 or step + 1 == cfg.steps:
             with actors.average.applied(), ctx.accelerator.autocast():
                 evaluator.measure(step + 1, actors)
@@ -107,11 +116,14 @@ def usable_prompts(cfg: RLParameters, ctx: StageContext, policy: Any, split: str
 
 def measured(cfg: RLParameters, policy: Any, rollout: Rollout) -> PolicyOutput:
     """Log-probs and entropy of the rollout as the update will see them, not as the sampler did."""
-    return PolicyOutput(
-        *in_microbatches(
-            lambda part: policy.forward(part, temperature=cfg.temperature, entropy=True)[:2], rollout, cfg.microbatch_size
-        )
-    )
+    exact = cfg.kl_estimator == "full"
+
+    def forward(part: Rollout) -> list[Tensor]:
+        output = policy.forward(part, temperature=cfg.temperature, entropy=True, kl=exact)
+        return [output.logprobs_BT, output.entropy_BT, *([output.kl_BT] if exact else [])]
+
+    logprobs_BT, entropy_BT, *kl_BT = in_microbatches(forward, rollout, cfg.microbatch_size)
+    return PolicyOutput(logprobs_BT, entropy_BT, kl_BT=kl_BT[0] if exact else None)
 
 
 def reference(cfg: RLParameters, policy: Any, rollout: Rollout) -> Tensor:
@@ -121,11 +133,63 @@ def reference(cfg: RLParameters, policy: Any, rollout: Rollout) -> Tensor:
     return logprobs_BT
 
 
-def state_values(cfg: RLParameters, actors: Actors, rollout: Rollout) -> Tensor | None:
+@torch.no_grad()
+def greedy_scores(
+    cfg: RLParameters, ctx: StageContext, actors: Actors, prompts: list[str], step: int
+) -> tuple[Tensor | None, dict[str, float]]:
+    """For each sequence of the rollout the score of the likeliest response to its prompt, if an estimator needs it.
+
+    And what that is worth and costs, for the record: `greedy_score`, and `greedy_tokens` that had to be sampled for it.
+    """
+    if "greedy_scores" not in cfg.asks_for:
+        return None, {}
+    answers = actors.policy.rollout(prompts, ctx.rng("greedy", step), greedy=True, **cfg.sampling)
+    scores = rewards.checked(cfg.reward.name, rewards.undisturbed(actors.reward, answers), answers, cfg.on_nan)
+    scores_B = rewards.without_eos(scores.scores_B, answers.ended_B, **cfg.without_eos)
+    row = {"greedy_score": scores_B.mean().item(), "greedy_tokens": answers.mask_BT.sum().item()}
+    return scores_B.repeat_interleave(cfg.samples_per_prompt), row
+
+
+def state_values(cfg: RLParameters, actors: Actors, rollout: Rollout) -> tuple[Tensor | None, Tensor | None]:
+    """values_BT, 0 in masked places; and, with `truncation: bootstrap`, after_B: what the critic expects of a response that
+    was cut off, 0 for one that ended. None without a critic.
+    """
     if actors.critic is None:
-        return None
-    (values_BT,) = in_microbatches(lambda part: (actors.critic.values(part),), rollout, cfg.microbatch_size)
-    return values_BT.masked_fill(~rollout.places_BT, 0.0)
+        return None, None
+    bootstrap = cfg.truncation == "bootstrap"
+    wide = rewards.with_states(rollout, "post_eos", math.inf) if bootstrap else rollout
+    (values_BT,) = in_microbatches(lambda part: (actors.critic.values(part),), wide, cfg.microbatch_size)
+    here_BT = values_BT[:, : rollout.mask_BT.shape[1]].masked_fill(~rollout.places_BT, 0.0)
+    if not bootstrap:
+        return here_BT, None
+    return here_BT, values_BT.gather(1, rollout.mask_BT.sum(1, keepdim=True)).squeeze(1).masked_fill(rollout.ended_B, 0.0)
+
+
+@torch.no_grad()
+def step_kl(cfg: RLParameters, ctx: StageContext, policy: Any, batch: Batch, kl_B: Tensor) -> Tensor:
+    """The KL that the controller sees: `kl_B`, to the reference, or, if that is what it needs, the one of the update."""
+    if "step_kl" not in cfg.kl.needs:
+        return kl_B
+    with ctx.accelerator.autocast():
+        (logprobs_BT,) = in_microbatches(
+            lambda part: policy.forward(part, temperature=cfg.temperature)[:1], batch.rollout, cfg.microbatch_size
+        )
+    return kl.from_old(logprobs_BT, batch.old_logprobs_BT, batch.rollout.mask_BT)
+
+
+def sampler_alarm(cfg: RLParameters, ctx: StageContext, step: int, gap: float) -> dict[str, float]:
+    """1 where sampler and training disagree by more than `sampler_gap_limit`, with a line in the log; else 0."""
+    if gap <= cfg.sampler_gap_limit:
+        return {"sampler_alarm": 0.0}
+    LOG.warning(
+        "stage %s, step %d: sampler and training differ by %.2g nats per token (sampler_gap_limit: %g), so that ratios are not "
+        "those of the law that was sampled from; look at precision, temperature and logits processors",
+        ctx.stage,
+        step,
+        gap,
+        cfg.sampler_gap_limit,
+    )
+    return {"sampler_alarm": 1.0}
 
 
 def describe(batch: Batch, proxy: Scores, entropy_BT: Tensor, rewards_BT: Tensor, kl_B: Tensor) -> dict[str, float]:
@@ -135,7 +199,7 @@ def describe(batch: Batch, proxy: Scores, entropy_BT: Tensor, rewards_BT: Tensor
     gap_BT = (rollout.logprobs_BT - batch.old_logprobs_BT).abs()
     row = {
         "kl": kl_B.mean(),
-        "kl_se": standard_error(kl_B),
+        "kl_se": kl.standard_error(kl_B),
         "reward_proxy": proxy.scores_B.mean(),
         "reward_gold": math.nan,
         "score": batch.scores_B.mean(),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from rlhf_lab.aggregation import Aggregation
 from rlhf_lab.contracts import Component, StageRef, param, slot
+from rlhf_lab.kl import Estimator
+from rlhf_lab.not_finite import ABOUT, OnNaN
 from rlhf_lab.schedule import Schedule
 
 
@@ -22,7 +24,6 @@ class Evaluation(BaseModel):
     baseline: StageRef | None = Field(
         None, description="win rates are against this stage; default: what the policy starts from"
     )
-    temperature: float | None = Field(None, gt=0, description="default: the temperature of the rollouts")
 
 
 class RLParameters(Component):
@@ -35,7 +36,13 @@ class RLParameters(Component):
     reward: slot("reward") = param("reward_model", "what is maximised: the proxy")
     gold: slot("reward") | None = param(None, "what is really wanted; measured on held-out prompts, never trained on")
     kl: slot("kl_controller") = param("fixed", "chooses β")
-    kl_estimator: Literal["k1", "k2", "k3", "abs"] = param("k1", "estimator of the KL inside the token rewards")
+    kl_estimator: Estimator = param("k1", "estimator of the KL inside the token rewards; full: exact over the vocabulary")
+    kl_placement: Literal["reward", "loss", "both"] = param(
+        "reward", "where β times the KL is: in the token rewards, in a term of the objective, or in both"
+    )
+    kl_unit: Literal["sequence", "token"] = param(
+        "sequence", "what the controller is told: mean KL per sequence, or per token", source="sequence: Ziegler et al. 2019"
+    )
     advantage: slot("advantage") = param("gae", "token rewards to advantages")
     objective: list[slot("objective")] = param(["ppo_clip", "value_clip"], "terms of the loss", min_length=1)
 
@@ -55,6 +62,7 @@ class RLParameters(Component):
     learning_rate: float = param(3e-4, "of the policy", gt=0, allow_inf_nan=False)
     schedule: Schedule = param("linear", "of the learning rates over the steps", source="lm-human-preferences: linear to 0")
     warmup_steps: int = param(0, "iterations of learning-rate warm-up", ge=0)
+    critic_warmup: int = param(0, "iterations in which only the critic is trained; policy and β stay as they are", ge=0)
     warmup_from: float = param(0.1, "factor on the learning rate at the first iteration of the warm-up", ge=0, le=1)
     adam_betas: tuple[float, float] = param((0.9, 0.999), "Adam β1, β2")
     adam_eps: float = param(1e-5, "Adam ε", gt=0, source="lm-human-preferences; Huang et al. 2024")
@@ -68,14 +76,37 @@ class RLParameters(Component):
     score_at: Literal["eos", "post_eos"] = param(
         "eos", "where the score is: at the last response token, or one place later", source="post_eos: Huang et al. 2024; TRL"
     )
+    truncation: Literal["terminal", "bootstrap", "mask"] = param(
+        "terminal",
+        "a response that was cut off: scored like one that ended; continued by the critic's value, which stands in place of "
+        "its score; or left out of the loss",
+        source="terminal: all systems by default; bootstrap: Pardo et al. 2018; mask: Yu et al. 2025, overlong filtering",
+    )
     no_eos_score: float | None = param(None, "score of a response that did not end", source="−1 in Huang et al. 2024")
     no_eos_penalty: float = param(0.0, "what a response that did not end loses", ge=0, source="TRL, missing_eos_penalty")
-    evaluation: Evaluation = Evaluation()
+    sampler_gap_limit: float = param(
+        0.05,
+        "mean |log π(sampler) − log π(training)| beyond which a step raises an alarm",
+        ge=0,
+        unit="nats per token",
+    )
+    on_nan: OnNaN = param("fail", ABOUT)
+    evaluation: Evaluation = param(Evaluation(), "when and on what the policy is measured")
 
     @property
     def asks_for(self) -> frozenset[str]:
         """What the estimator and the terms need beyond the rollout."""
         return frozenset(self.advantage.needs).union(*(term.needs for term in self.objective))
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """How responses are sampled, in training and in evaluation."""
+        return {"response_length": self.response_length, "temperature": self.temperature}
+
+    @property
+    def without_eos(self) -> dict[str, Any]:
+        """What a response that did not end scores, for `rewards.without_eos`."""
+        return {"score": 0.0 if self.truncation == "bootstrap" else self.no_eos_score, "penalty": self.no_eos_penalty}
 
     @model_validator(mode="after")
     def _fits_together(self) -> RLParameters:
@@ -91,4 +122,26 @@ class RLParameters(Component):
             )
         if self.no_eos_score is not None and self.no_eos_penalty:
             raise ValueError("set no_eos_score or no_eos_penalty, not both")
+        if self.truncation == "bootstrap" and (self.no_eos_score is not None or self.no_eos_penalty):
+            raise ValueError("with truncation: bootstrap a response that was cut off has no score; leave no_eos_… out")
+        if self.truncation == "bootstrap" and "values" not in self.advantage.needs:
+            raise ValueError(
+                f"truncation: bootstrap needs an estimator with values, such as the default, not {self.advantage.name}"
+            )
+        if self.critic_warmup and "values" not in self.asks_for:
+            raise ValueError("critic_warmup needs a critic that is trained; nothing here asks for values")
+        return self
+
+    @model_validator(mode="after")
+    def _kl_is_where_it_is_said_to_be(self) -> RLParameters:
+        in_loss = [term.name for term in self.objective if "beta" in term.needs]
+        if in_loss and self.kl_placement == "reward":
+            raise ValueError(
+                f"{in_loss[0]} puts β times a KL into the loss, and kl_placement: reward puts it into the reward; "
+                "set kl_placement: loss, or both if that is meant"
+            )
+        if self.kl_placement != "reward" and not in_loss:
+            raise ValueError(
+                f"kl_placement: {self.kl_placement} needs a term of the objective that has the KL, such as kl_loss"
+            )
         return self

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,19 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlhf_lab import aggregation, masked
+from rlhf_lab import aggregation, masked, processes
 from rlhf_lab.actors import Actors, trainable
 from rlhf_lab.context import StageContext
 from rlhf_lab.contracts import Minibatch, PolicyOutput, Rollout
-from rlhf_lab.errors import NumericsError
-from rlhf_lab.lm.tokens import trim
+from rlhf_lab.lm.tokens import microbatch_rows, trim
+from rlhf_lab.not_finite import all_finite, may_step
 from rlhf_lab.rl_parameters import RLParameters
 from rlhf_lab.streams import shuffled_batches
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One batch of rollouts with everything that the update reads."""
+    """One batch of rollouts with everything that the update reads. `trained_B`: the sequences that count; None: all."""
 
     rollout: Rollout
     old_logprobs_BT: Tensor
@@ -32,6 +31,7 @@ class Batch:
     values_BT: Tensor | None
     scores_B: Tensor
     beta: float
+    trained_B: Tensor | None = None
 
 
 def update(cfg: RLParameters, ctx: StageContext, actors: Actors, batch: Batch, step: int) -> dict[str, float]:
@@ -39,20 +39,33 @@ def update(cfg: RLParameters, ctx: StageContext, actors: Actors, batch: Batch, s
     history: list[dict[str, float]] = []
     for epoch in range(cfg.inner_epochs):
         order = torch.from_numpy(ctx.rng("minibatches", step, epoch).permutation(len(batch.rollout)))
-        for index in order.chunk(cfg.minibatches):
-            position = (step * cfg.inner_epochs * cfg.minibatches + len(history)) * len(index)
-            history.append(optimizer_step(cfg, ctx, actors, batch, index, position))
+        for number, index in enumerate(order.chunk(cfg.minibatches)):
+            if batch.trained_B is not None and not batch.trained_B[index].any():
+                continue  # nothing in it counts (truncation: mask)
+            position = ((step * cfg.inner_epochs + epoch) * cfg.minibatches + number) * len(index)
+            history.append(optimizer_step(cfg, ctx, actors, batch, index, position, hold_policy=step < cfg.critic_warmup))
             actors.average.update()
+    if not history:
+        return {}
     mean = {name: sum(row[name] for row in history) / len(history) for name in history[0]}
+    if left_out := sum(not all_finite(row) for row in history):
+        mean["not_finite"] = left_out
     return mean | {f"first_{name}": history[0][name] for name in ("ratio", "clip_fraction", "approx_kl") if name in history[0]}
 
 
 def optimizer_step(
-    cfg: RLParameters, ctx: StageContext, actors: Actors, batch: Batch, index: Tensor, position: int
+    cfg: RLParameters,
+    ctx: StageContext,
+    actors: Actors,
+    batch: Batch,
+    index: Tensor,
+    position: int,
+    hold_policy: bool = False,
 ) -> dict[str, float]:
     """One step of Adam on the minibatch at `index`; its gradient does not depend on the micro-batches.
 
     `position` counts the episodes trained on so far: where the next pretraining texts are read, if a term wants them.
+    `hold_policy`: its gradient is dropped, so that it and Adam's moments of it stay as they are.
     """
     metrics: dict[str, Tensor] = {}
     actors.optimizer.zero_grad(set_to_none=True)
@@ -65,11 +78,14 @@ def optimizer_step(
             texts, minibatch = pretraining(cfg, ctx, actors, term.ratio * len(index), term.ratio * position)
             for rollout, part in microbatches(texts, minibatch, cfg.microbatch_size):
                 backward(cfg, ctx, actors, [term], rollout, part, metrics)
+    processes.add_up_gradients([p for group in actors.optimizer.param_groups for p in group["params"]])
+    metrics = processes.add_up(metrics)
+    if hold_policy:
+        actors.policy.module.zero_grad(set_to_none=True)
     metrics |= clip_gradients(cfg, actors)
     row = {name: float(value) for name, value in metrics.items()}
-    if not all(math.isfinite(value) for value in row.values()):
-        raise NumericsError(f"the loss is not finite: {row}; lower the learning rate, or look at the reward")
-    actors.optimizer.step()
+    if may_step(row, cfg.on_nan, f"stage {ctx.stage}"):
+        actors.optimizer.step()
     return row
 
 
@@ -96,17 +112,20 @@ def forward(cfg: RLParameters, actors: Actors, terms: Sequence[Any], rollout: Ro
     """The differentiable quantities that the terms asked for, zero in masked places. Text of pretraining is at τ = 1."""
     needs = frozenset().union(*(term.needs for term in terms))
     temperature = 1.0 if "pretrain" in needs else cfg.temperature
-    output = actors.policy.forward(rollout, temperature=temperature, entropy="entropy" in needs)
+    output = actors.policy.forward(rollout, temperature=temperature, entropy="entropy" in needs, kl="full_kl" in needs)
+    values_BT = getattr(actors.critic, "heads", actors.critic.values)(rollout) if "values" in needs else None
     return PolicyOutput(
         output.logprobs_BT.masked_fill(~mask_BT, 0.0),
         output.entropy_BT.masked_fill(~mask_BT, 0.0) if "entropy" in needs else None,
-        actors.critic.values(rollout).masked_fill(~rollout.places_BT, 0.0) if "values" in needs else None,
+        None if values_BT is None else values_BT.masked_fill(~rollout.places_BT, 0.0),
+        output.kl_BT.masked_fill(~mask_BT, 0.0) if "full_kl" in needs else None,
     )
 
 
 def select(cfg: RLParameters, batch: Batch, index: Tensor) -> Minibatch:
     """The minibatch at `index`, with the weights that its aggregation gives each token."""
-    mask_BT, places_BT = batch.rollout.mask_BT[index], batch.rollout.places_BT[index]
+    trained_B1 = True if batch.trained_B is None else batch.trained_B[index, None]
+    mask_BT, places_BT = batch.rollout.mask_BT[index] & trained_B1, batch.rollout.places_BT[index] & trained_B1
     advantages_BT = batch.advantages_BT[index]
     if cfg.whiten_advantages == "minibatch":
         advantages_BT = masked.whiten(advantages_BT, mask_BT, ddof=cfg.whiten_ddof)
@@ -131,9 +150,9 @@ def select(cfg: RLParameters, batch: Batch, index: Tensor) -> Minibatch:
 
 
 def microbatches(rollout: Rollout, minibatch: Minibatch, size: int | None) -> Iterator[tuple[Rollout, Minibatch]]:
-    """Parts of at most `size` sequences, each cut to its longest prompt and response."""
-    n = len(rollout)
-    for rows in torch.arange(n).split(size or n):
+    """Parts of at most `size` of this process's sequences, each cut to its longest prompt and response."""
+    mine = processes.share(len(rollout))
+    for rows in (mine[rows] for rows in microbatch_rows(rollout.rows(mine), size) if len(rows)):
         part = trim(rollout.rows(rows))
         width = part.mask_BT.shape[1]
         cut = {

@@ -5,14 +5,15 @@ import torch
 from rlhf_lab.contracts import Component, Estimate, hookimpl, param
 
 
-def gae(rewards_BT, values_BT, mask_BT, gamma, lam):
-    """A_t = δ_t + γλ A_{t+1}, δ_t = r_t + γ V_{t+1} − V_t, V = 0 after the end (Schulman et al. 2016, eq. 16).
+def gae(rewards_BT, values_BT, mask_BT, gamma, lam, after_B=None):
+    """A_t = δ_t + γλ A_{t+1}, δ_t = r_t + γ V_{t+1} − V_t, V = `after_B` or 0 after the end (Schulman et al. 2016, eq. 16).
 
     Returns advantages_BT, 0 in masked places. Masked places neither contribute nor decay.
     """
     rewards_BT, values_BT = rewards_BT.masked_fill(~mask_BT, 0.0), values_BT.masked_fill(~mask_BT, 0.0)
     advantages = []
-    next_value_B, next_advantage_B = torch.zeros_like(values_BT[:, 0]), torch.zeros_like(values_BT[:, 0])
+    nothing_B = torch.zeros_like(values_BT[:, 0])
+    next_value_B, next_advantage_B = nothing_B if after_B is None else after_B, nothing_B
     for t in reversed(range(rewards_BT.shape[1])):
         delta_B = rewards_BT[:, t] + gamma * next_value_B - values_BT[:, t]
         here_B = delta_B + gamma * lam * next_advantage_B
@@ -39,7 +40,7 @@ class GAE(Component):
     )
 
     def estimate(self, batch, state):
-        advantages_BT = gae(batch.rewards_BT, batch.values_BT, batch.mask_BT, self.gamma, self.lam)
+        advantages_BT = gae(batch.rewards_BT, batch.values_BT, batch.mask_BT, self.gamma, self.lam, batch.after_B)
         return Estimate(advantages_BT, (advantages_BT + batch.values_BT).masked_fill(~batch.mask_BT, 0.0))
 
 

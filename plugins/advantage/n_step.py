@@ -5,9 +5,9 @@ import torch
 from rlhf_lab.contracts import Component, Estimate, hookimpl, param
 
 
-def following(x_BT, mask_BT):
-    """x at the next response token; 0 after the last one, and in masked places."""
-    columns, next_B = [], torch.zeros_like(x_BT[:, 0])
+def following(x_BT, mask_BT, after_B=None):
+    """x at the next response token; `after_B` or 0 after the last one, and 0 in masked places."""
+    columns, next_B = [], torch.zeros_like(x_BT[:, 0]) if after_B is None else after_B
     for t in reversed(range(x_BT.shape[1])):
         columns.append(torch.where(mask_BT[:, t], next_B, 0.0))
         next_B = torch.where(mask_BT[:, t], x_BT[:, t], next_B)
@@ -29,7 +29,7 @@ class NStep(Component):
         rewards_BT, values_BT = (x.masked_fill(~batch.mask_BT, 0.0) for x in (batch.rewards_BT, batch.values_BT))
         returns_BT = values_BT
         for _ in range(min(self.n, rewards_BT.shape[1])):
-            returns_BT = rewards_BT + self.gamma * following(returns_BT, batch.mask_BT)
+            returns_BT = rewards_BT + self.gamma * following(returns_BT, batch.mask_BT, batch.after_B)
         return Estimate(returns_BT - values_BT, returns_BT)
 
 

@@ -14,7 +14,7 @@ class TD0(Component):
     gamma: float = param(1.0, "discount γ", ge=0, le=1)
 
     def estimate(self, batch, state):
-        errors_BT = gae(batch.rewards_BT, batch.values_BT, batch.mask_BT, self.gamma, 0.0)
+        errors_BT = gae(batch.rewards_BT, batch.values_BT, batch.mask_BT, self.gamma, 0.0, batch.after_B)
         return Estimate(errors_BT, (errors_BT + batch.values_BT).masked_fill(~batch.mask_BT, 0.0))
 
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
+from rlhf_lab.consent import outside
 from rlhf_lab.contracts import Component, Demonstration, Ranking, hookimpl, param
 from rlhf_lab.errors import DataError
 
@@ -50,6 +51,11 @@ class JSONLines(Component):
             raise ValueError(f"preferences is {self.preferences!r}, but no {self.preferences} file is given")
         return self
 
+    def has(self, part: str) -> bool:
+        """Whether a file is given for it; comparisons are rankings too."""
+        given = (self.rankings, self.comparisons) if part == "rankings" else (getattr(self, part),)
+        return any(files is not None for files in given)
+
     def open(self, ctx: Any) -> JSONLinesDataset:
         return JSONLinesDataset(self, Path(ctx.spec_folder))
 
@@ -57,6 +63,10 @@ class JSONLines(Component):
         """Reads every file while the sweep is planned, so that a broken line is said before anything is computed."""
         for part, _, path in self._files(spec_folder):
             read_records(path, PARSERS[part])
+
+    def asks(self, spec_folder: Path) -> list[tuple[str, str]]:
+        """Files elsewhere have to be allowed on the command line."""
+        return outside(spec_folder, *(path for _, _, path in self._files(spec_folder)))
 
     def fingerprint(self, spec_folder: Path) -> dict[str, str]:
         """blake2b of the content of each file, so that an edited file is other data."""

@@ -14,6 +14,10 @@ class PretrainMix(Component):
     weight: float = param(27.8, "γ, weight of the pretraining gradient", ge=0, source="Ouyang et al. 2022, C.4")
     ratio: int = param(8, "pretraining texts per episode", ge=1, source="Ouyang et al. 2022, C.4")
 
+    def fits(self, stage, run):
+        if not getattr(run.data, "has", lambda part: True)("pretraining"):
+            raise ValueError(f"{self.name} needs pretraining text, and data {run.data.name!r} has none; add `pretraining`")
+
     def loss(self, new, batch):
         return Loss(-batch.token_mean(new.logprobs_BT))
 

@@ -18,7 +18,8 @@ class ValueHuber(Component):
     )
 
     def loss(self, new, batch):
-        return Loss(batch.aggregate_values(huber_loss(new.values_BT, batch.returns_BT, reduction="none", delta=self.delta)))
+        returns_BT = batch.returns_BT.expand_as(new.values_BT)
+        return Loss(batch.aggregate_values(huber_loss(new.values_BT, returns_BT, reduction="none", delta=self.delta)))
 
 
 @hookimpl

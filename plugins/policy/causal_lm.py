@@ -5,10 +5,14 @@ from __future__ import annotations
 import copy
 from typing import Literal
 
+import torch
+
 from rlhf_lab.contracts import Component, PolicyOutput, StageRef, hookimpl, param
+from rlhf_lab.kl import full
 from rlhf_lab.lm.adapters import with_adapter
 from rlhf_lab.lm.files import freeze_embeddings, load_causal_lm, load_encoder, merged, save_causal_lm
-from rlhf_lab.lm.logprobs import entropy, gather_logprobs, response_logits
+from rlhf_lab.lm.logprobs import entropy as entropy_of
+from rlhf_lab.lm.logprobs import gather_logprobs, hidden_states, response_logits
 from rlhf_lab.lm.precision import ready
 from rlhf_lab.lm.sampling import rollout
 
@@ -21,7 +25,8 @@ class CausalLM(Component):
     """
 
     kind, name = "policy", "causal_lm"
-    init: StageRef = param("sft", "the stage whose model the policy starts from, and is compared with")
+    init: StageRef = param("sft", "the stage whose model the policy starts from")
+    reference: StageRef | None = param(None, "the stage whose model it is compared with; default: the one it starts from")
     adaptation: Literal["full", "lora"] = param("full", "what is trained")
     lora_rank: int = param(16, "r", ge=1, source="Hu et al. 2022")
     lora_alpha: float = param(32.0, "α; the update is scaled by α/r", gt=0)
@@ -30,25 +35,34 @@ class CausalLM(Component):
     def build(self, ctx):
         encoder = load_encoder(ctx.input(self.init), ctx.template)
         model = ready(load_causal_lm(ctx.input(self.init)), ctx, frozen=self.adaptation == "lora")
+        other = self.another_reference(ctx)
         if self.adaptation == "lora":
-            return LowRankPolicy(with_adapter(model, self.lora_rank, self.lora_alpha, ctx.torch_rng("lora")), encoder)
-        reference = copy.deepcopy(model).requires_grad_(False)
+            adapted = with_adapter(model, self.lora_rank, self.lora_alpha, ctx.torch_rng("lora"))
+            return LowRankPolicy(adapted, encoder, other)
+        reference = other or copy.deepcopy(model).requires_grad_(False)
         if self.freeze_embeddings:
             freeze_embeddings(model)
-        return FullPolicy(model, encoder, reference)
+        return FullPolicy(model, encoder, reference, starts_at_reference=other is None)
+
+    def another_reference(self, ctx):
+        """The frozen model of another stage than the policy starts from; None where it is the same."""
+        if self.reference in (None, self.init):
+            return None
+        return ready(load_causal_lm(ctx.input(self.reference)), ctx, frozen=True).requires_grad_(False)
 
 
 class FullPolicy:
-    """Every weight is trained; the reference is a frozen copy."""
+    """Every weight is trained; the reference is a frozen copy, or another frozen model."""
 
-    def __init__(self, model, encoder, reference):
+    def __init__(self, model, encoder, reference, starts_at_reference=True):
         self.module, self.encoder, self.frozen = model, encoder, reference
+        self.starts_at_reference = starts_at_reference
 
     def prompt_lengths(self, prompts):
         return [len(self.encoder.prompt_ids(prompt)) for prompt in prompts]
 
-    def encode(self, prompts, responses):
-        return self._placed(self.encoder.encode(prompts, responses))
+    def encode(self, prompts, responses, ended=None):
+        return self._placed(self.encoder.encode(prompts, responses, ended))
 
     def encode_texts(self, texts):
         return self._placed(self.encoder.texts(texts))
@@ -65,11 +79,25 @@ class FullPolicy:
             temperature=temperature,
         )
 
-    def forward(self, rollout, *, temperature, entropy=False):
-        return output(self.module, rollout, temperature, entropy)
+    def forward(self, rollout, *, temperature, entropy=False, kl=False):
+        logits_BTV = response_logits(self.module, rollout)
+        with torch.no_grad():
+            ref_logits_BTV = self.reference_logits(rollout) if kl else None
+        return PolicyOutput(
+            chosen(logits_BTV, rollout, temperature),
+            entropy_of(logits_BTV, temperature) if entropy else None,
+            kl_BT=full(logits_BTV, ref_logits_BTV, temperature).masked_fill(~rollout.mask_BT, 0.0) if kl else None,
+        )
+
+    def reference_logits(self, rollout):
+        return response_logits(self.frozen, rollout)
 
     def reference_logprobs(self, rollout, *, temperature):
-        return output(self.frozen, rollout, temperature, False).logprobs_BT
+        return chosen(self.reference_logits(rollout), rollout, temperature)
+
+    def hidden(self, rollout):
+        """What a value head on this trunk reads, shape (B, T, d): the hidden state one position before each response token."""
+        return hidden_states(self.module, rollout)
 
     def save(self, folder):
         save_causal_lm(self.module, self.encoder.tokenizer, folder)
@@ -79,24 +107,24 @@ class FullPolicy:
 
 
 class LowRankPolicy(FullPolicy):
-    """Only an adapter is trained; without it the model is the reference."""
+    """Only an adapter is trained; without it the model is the reference, unless there is another one."""
 
-    def __init__(self, adapted, encoder):
-        super().__init__(adapted, encoder, adapted)
+    def __init__(self, adapted, encoder, other=None):
+        super().__init__(adapted, encoder, other or adapted, starts_at_reference=other is None)
 
-    def reference_logprobs(self, rollout, *, temperature):
+    def reference_logits(self, rollout):
+        if not self.starts_at_reference:
+            return super().reference_logits(rollout)
         with self.module.disable_adapter():
-            return super().reference_logprobs(rollout, temperature=temperature)
+            return super().reference_logits(rollout)
 
     def save(self, folder):
         save_causal_lm(merged(copy.deepcopy(self.module)), self.encoder.tokenizer, folder)
 
 
-def output(model, rollout, temperature, with_entropy):
-    """Log-probs of the response tokens (0 where masked), and the entropy in nats per token if asked for."""
-    logits_BTV = response_logits(model, rollout)
-    logprobs_BT = gather_logprobs(logits_BTV, rollout.response_ids_BT, temperature).masked_fill(~rollout.mask_BT, 0.0)
-    return PolicyOutput(logprobs_BT, entropy(logits_BTV, temperature) if with_entropy else None)
+def chosen(logits_BTV, rollout, temperature):
+    """logprobs_BT of the response tokens, 0 where masked."""
+    return gather_logprobs(logits_BTV, rollout.response_ids_BT, temperature).masked_fill(~rollout.mask_BT, 0.0)
 
 
 @hookimpl

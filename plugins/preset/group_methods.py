@@ -12,11 +12,12 @@ GRPO = Preset(
     {
         **NO_CRITIC,
         **NO_WHITENING,
-        "rl.kl": ("none", "4.1.1: the KL is in the loss, not in the reward"),
+        "rl.kl": ({"name": "fixed", "beta": 0.04}, "4.2"),
+        "rl.kl_placement": ("loss", "4.1.1: the KL is in the loss, not in the reward"),
         "rl.advantage": ("grpo", "4.1.2"),
         "rl.objective": (
-            [{"name": "ppo_clip", "eps": 0.2}, {"name": "kl_loss", "weight": 0.04, "estimator": "k3"}],
-            "eqs. 3–4; β = 0.04 in 4.2; ε not printed there, 0.2 in TRL",
+            [{"name": "ppo_clip", "eps": 0.2}, {"name": "kl_loss", "estimator": "k3", "importance_weight": False}],
+            "eqs. 3–4; ε not printed there, 0.2 in TRL",
         ),
         "rl.samples_per_prompt": (64, "4.2"),
         "rl.batch_size": (1024, "4.2"),

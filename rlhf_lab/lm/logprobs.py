@@ -37,6 +37,20 @@ def response_logits(model: Any, rollout: Rollout) -> Tensor:
     return output.logits[:, :-1].float()
 
 
+def hidden_states(model: Any, rollout: Rollout) -> Tensor:
+    """Last hidden states in fp32, after the final norm, one position before each response token, shape (B, T, d)."""
+    ids_BL, mask_BL = sequence(rollout)
+    output = model(
+        input_ids=ids_BL,
+        attention_mask=mask_BL.long(),
+        position_ids=position_ids(mask_BL),
+        use_cache=False,
+        logits_to_keep=1,
+        output_hidden_states=True,
+    )
+    return output.hidden_states[-1][:, rollout.prompt_ids_BP.shape[1] - 1 : -1].float()
+
+
 def gather_logprobs(logits_BTV: Tensor, ids_BT: Tensor, temperature: float) -> Tensor:
     """log softmax(z / τ)[y], shape (B, T): the law that the sampler draws from."""
     scaled_BTV = logits_BTV if temperature == 1 else logits_BTV / temperature

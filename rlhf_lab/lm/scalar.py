@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -15,23 +15,29 @@ from rlhf_lab.errors import ModelError
 from rlhf_lab.lm.logprobs import position_ids, sequence
 from rlhf_lab.store import read_json, write_json
 
+if TYPE_CHECKING:
+    from rlhf_lab.context import StageContext
+
 Pooling = Literal["last", "mean", "sum"]
 
 
 class ScalarModel(nn.Module):
     """w·h + b at each position, times `gain` plus `bias` once it is normalised.
 
-    The head starts at N(0, 1/(d+1)) in variance, bias 0 (lm-human-preferences; Huang et al. 2024, detail 5).
+    The head starts at N(0, 1/(d+1)) in variance, bias 0 (lm-human-preferences; Huang et al. 2024, detail 5). With several
+    `heads` each number has them as last dimension.
     """
 
-    def __init__(self, backbone: nn.Module, pooling: Pooling = "last", generator: torch.Generator | None = None) -> None:
+    def __init__(
+        self, backbone: nn.Module, pooling: Pooling = "last", generator: torch.Generator | None = None, heads: int = 1
+    ) -> None:
         super().__init__()
         d_model = backbone.config.get_text_config().hidden_size
         self.backbone, self.pooling = backbone, pooling
         self.gain, self.bias = 1.0, 0.0
-        self.head = nn.Linear(d_model, 1)
+        self.head = nn.Linear(d_model, heads)
         with torch.no_grad():
-            self.head.weight.copy_(torch.randn(1, d_model, generator=generator) / math.sqrt(d_model + 1))
+            self.head.weight.copy_(torch.randn(heads, d_model, generator=generator) / math.sqrt(d_model + 1))
             self.head.bias.zero_()
 
     def hidden(self, rollout: Rollout) -> Tensor:
@@ -69,6 +75,19 @@ class ScalarModel(nn.Module):
         tokenizer.save_pretrained(folder)
         save_file({key: value.contiguous() for key, value in self.head.state_dict().items()}, folder / "head.safetensors")
         write_json(folder / "head.json", {"pooling": self.pooling, "gain": self.gain, "bias": self.bias})
+
+
+def value_backbone(ctx: StageContext, stage: str | None, policy: Any) -> nn.Module:
+    """The backbone of a stage, or, with None, one of the policy's architecture whose weights are drawn from the seed."""
+    from transformers import AutoModel
+
+    from rlhf_lab.lm.files import load_backbone
+
+    if stage is not None:
+        return load_backbone(ctx.input(stage))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(ctx.rng("critic").integers(2**63)))
+        return AutoModel.from_config(policy.module.config, dtype=torch.float32).eval()
 
 
 def load_scalar_model(folder: Path) -> ScalarModel:

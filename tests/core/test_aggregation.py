@@ -37,3 +37,8 @@ def test_padding_changes_nothing(how):
 def test_a_response_without_tokens_weighs_nothing():
     empty = torch.tensor([[1, 1], [0, 0]], dtype=torch.bool)
     assert weights(empty, "sequence_mean", 2).tolist() == [[0.25, 0.25], [0.0, 0.0]]
+
+
+@pytest.mark.parametrize("how", ["token_mean", "sequence_mean", "constant"])
+def test_a_minibatch_without_any_token_weighs_nothing(how):
+    assert weights(torch.zeros(2, 3, dtype=torch.bool), how, 3).tolist() == [[0.0] * 3] * 2

@@ -412,6 +412,151 @@ def test_a_reward_that_is_not_finite_stops_the_run(run_stage):
         run_stage("rl", small(reward="root"))
 
 
+# Where the KL is, what comes after a cut, what a baseline costs
+
+
+def test_kl_in_the_loss_is_in_no_reward(run_stage):
+    """The return is the score, the row still tells β, and the term is β times the mean estimate over tokens."""
+    terms = {**CRITIC_FREE, "advantage": "rloo", "objective": ["ppo_clip", {"name": "kl_loss", "estimator": "full"}]}
+    kl = {"name": "fixed", "beta": 0.5}
+    rows = run_stage("rl", small(**terms, kl=kl, kl_placement="loss", steps=4, learning_rate=0.05)).rows("train")
+    for row in rows:
+        assert row["return"] == pytest.approx(row["score"], abs=1e-6) and row["beta"] == 0.5 and row["loss_kl_loss"] >= -1e-7
+    assert rows[-1]["loss_kl_loss"] > 0.01
+    both = run_stage("rl", small(**terms, kl=kl, kl_placement="both", steps=4, learning_rate=0.05)).rows("train")
+    for row in both:
+        assert row["return"] == pytest.approx(row["score"] - 0.5 * row["kl"], abs=1e-5)
+
+
+def test_the_full_kl_in_the_reward(run_stage):
+    """Σ_t r_t = score − β Σ_t KL(π‖ref at the state), which has the mean of k1 and is never negative."""
+    rows = run_stage("rl", small(kl={"name": "fixed", "beta": 0.5}, kl_estimator="full", steps=5, learning_rate=0.05)).rows(
+        "train"
+    )
+    paid = [(row["score"] - row["return"]) / 0.5 for row in rows]
+    assert all(x >= -1e-5 for x in paid) and paid[-1] > 0.05
+    assert paid[-1] == pytest.approx(rows[-1]["kl"], abs=5 * rows[-1]["kl_se"])
+    assert abs(paid[-1] - rows[-1]["kl"]) > 1e-4
+
+
+def test_the_controller_is_told_the_kl_per_token(run_stage):
+    """Proportional control by hand, from the KL per sequence and the length that stand in the row."""
+    kl = {"name": "adaptive", "beta": 0.3, "target": 1.0, "gain": 0.5, "clip": 0.99}
+    rows = run_stage("rl", small(steps=5, kl=kl, kl_unit="token", learning_rate=0.05)).rows("train")
+    beta = 0.3
+    for row in rows:
+        assert row["beta"] == pytest.approx(beta, rel=1e-5)
+        beta *= 1 + 0.5 * min(0.99, max(-0.99, row["kl"] / row["response_length"] - 1))
+
+
+def test_the_doubling_rule_sees_the_kl_of_the_update(run_stage):
+    """A step too small to notice halves β each time, though the KL to the reference is what it is; a large one doubles it."""
+    kl = {"name": "step_kl_doubling", "beta": 1.0, "target": 0.1}
+    terms = {**CRITIC_FREE, "advantage": "rloo", "objective": [{"name": "kl_penalty", "beta": None}], "kl_placement": "loss"}
+    held = run_stage("rl", small(**terms, kl=kl, steps=3, learning_rate=1e-9)).rows("train")
+    assert [row["beta"] for row in held] == [1.0, 0.5, 0.25]
+    moved = run_stage("rl", small(**terms, kl=kl, steps=3, learning_rate=0.1, schedule="constant")).rows("train")
+    assert [row["beta"] for row in moved] == [1.0, 2.0, 4.0]
+
+
+def test_masked_truncation_trains_on_what_ended_only(open_stage):
+    """The gradient of a batch with two cut responses is that of the batch without them."""
+    found = []
+    for how in ("masked", "left out"):
+        cfg, ctx = open_stage("rl", small(objective=["ppo_clip", "value_clip"], max_grad_norm=None, whiten_advantages="none"))
+        actors = open_actors(cfg, ctx)
+        batch, index = batch_of(cfg, actors), torch.arange(8)
+        kept_B = torch.tensor([True, True, False, True, True, True, False, True])
+        if how == "masked":
+            batch = dataclasses.replace(batch, trained_B=kept_B)
+        optimizer_step(cfg, ctx, actors, batch, index if how == "masked" else index[kept_B], 0)
+        found.append(gradients(actors))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("whiten", ["minibatch", "rollout"])
+def test_a_batch_of_nothing_but_cut_responses_moves_nothing(run_stage, world, whiten):
+    """Two responses of one token each, neither of which is the EOS."""
+    from safetensors.torch import load_file
+
+    cut = {"truncation": "mask", "response_length": 1, "reward": "words", "objective": ["ppo_clip", "value_clip"]}
+    done = run_stage("rl", small(**cut, whiten_advantages=whiten, steps=1, batch_size=2, samples_per_prompt=1))
+    start = load_file(world / "sft" / "model.safetensors")
+    assert done.rows("train")[0]["eos_rate"] == 0
+    assert all(torch.equal(weight, start[name]) for name, weight in done.weights().items())
+    assert all("loss_ppo_clip" not in row for row in done.rows("train"))
+
+
+def test_bootstrapped_truncation_puts_the_critics_value_in_place_of_the_score(open_stage):
+    """By hand on one cut response and one that ended: δ_T = r_T + V(after) − V_T, with V from a plain forward pass."""
+    from rlhf_lab.loop import state_values
+
+    cfg, ctx = open_stage("rl", small(truncation="bootstrap"))
+    actors = open_actors(cfg, ctx)
+    whole = tiny_world.encoder().encode(["w0", "w3 w1 w2"], ["w4 w5 w6 w7", "w2"], ended=[False, True])
+    values_BT, after_B = state_values(cfg, actors, whole)
+    for b, (prompt, response) in enumerate(tokens_of(whole)):
+        everything = tiny_world.plain_scalars(actors.critic.module, prompt + response)
+        assert values_BT[b, : len(response)].tolist() == pytest.approx(everything[len(prompt) - 1 : -1], abs=1e-5)
+        assert after_B[b].item() == pytest.approx(0.0 if b else everything[-1], abs=1e-5)
+    assert cfg.without_eos["score"] == 0.0
+
+
+def test_the_critic_warms_up_while_the_policy_waits(run_stage, world):
+    """Two of three steps: weights, KL and β of the policy stay, the critic's loss falls; then the policy moves."""
+    from safetensors.torch import load_file
+
+    warm = {"critic_warmup": 2, "learning_rate": 0.05, "critic": {"name": "value_model", "learning_rate": 0.01}}
+    held = run_stage("rl", small(**warm, steps=2))
+    start = load_file(world / "sft" / "model.safetensors")
+    assert all(torch.equal(weight, start[name]) for name, weight in held.weights().items())
+    rows = run_stage("rl", small(**warm, steps=3)).rows("train")
+    assert [row["grad_norm_policy"] > 0 for row in rows] == [False, False, True]
+    assert [row["beta"] for row in rows] == [rows[0]["beta"]] * 3
+    assert all(abs(row["kl"]) < 1e-5 for row in rows) and all(row["grad_norm_critic"] > 0 for row in rows)
+
+
+def test_greedy_baselines_are_sampled_scored_and_paid_for(run_stage, open_stage):
+    """The row's greedy score is that of the likeliest words, found here token by token; the rollouts stay the same ones."""
+    terms = {**CRITIC_FREE, "steps": 1, "objective": ["policy_gradient"], "whiten_advantages": "none"}
+    row = run_stage("rl", small(**terms, advantage="remax")).rows("train")[0]
+    plain = run_stage("rl", small(**terms, advantage="monte_carlo")).rows("train")[0]
+    assert all(row[name] == plain[name] for name in ("kl", "score", "response_length", "entropy"))
+    assert "greedy_score" not in plain
+    cfg, ctx = open_stage("rl", small(**terms, advantage="remax"))
+    actors = open_actors(cfg, ctx)
+    prompts, n = ctx.data.prompts("train"), cfg.batch_size // cfg.samples_per_prompt
+    order = np.random.default_rng(np.random.SeedSequence([0, binascii.crc32(b"prompts"), 0])).permutation(len(prompts))
+    texts = [likeliest(actors.policy.module, ids_of(prompts[i])) for i in order[:n]]
+    assert row["greedy_tokens"] == sum(map(len, texts))
+    words = [" ".join(VOCABULARY[token] for token in text) for text in texts]
+    assert row["greedy_score"] == pytest.approx(np.mean([words_score(text) for text in words]))
+
+
+def likeliest(model, ids):
+    said = []
+    while len(said) < 4 and EOS not in said:
+        said.append(int(next_laws(model, ids + said)[-1].argmax()))
+    return said
+
+
+def test_an_evaluation_leaves_running_moments_alone(run_stage):
+    """However often is evaluated: the same training rows, bit by bit."""
+    scaled = {"reward": {"name": "scaled", "source": "words"}, "steps": 4}
+    often, once = (run_stage("rl", small(**scaled, evaluation={"every": n, "prompts": 3})).rows("train") for n in (1, 100))
+    assert often == once
+
+
+def test_a_sampler_that_differs_raises_an_alarm(run_stage, caplog):
+    quiet = run_stage("rl", small(steps=1)).rows("train")[0]
+    assert quiet["sampler_alarm"] == 0.0 and not caplog.records
+    loud = run_stage("rl", small(steps=1, sampler_gap_limit=0.0)).rows("train")[0]
+    assert loud["sampler_alarm"] == 1.0 and loud["sampler_gap"] == quiet["sampler_gap"] > 0
+    (record,) = caplog.records
+    assert record.levelname == "WARNING" and "sampler and training differ by" in record.getMessage()
+
+
 # Sameness
 
 
@@ -539,6 +684,11 @@ CHANGES = {
     "gold": {"name": "words", "value": 3.0},
     "kl": {"name": "fixed", "beta": 0.5},
     "kl_estimator": "k3",
+    "kl_placement": "both",
+    "kl_unit": "token",
+    "critic_warmup": 1,
+    "truncation": "mask",
+    "sampler_gap_limit": 0.0,
     "advantage": "monte_carlo",
     "objective": ALL_TERMS[:3],
     "steps": 3,
@@ -565,7 +715,7 @@ CHANGES = {
     "no_eos_penalty": 0.5,
     "evaluation": {**SMALL["evaluation"], "prompts": 4},
 }
-CHANGES_OF_EVALUATION = {"every": 2, "prompts": 4, "samples": 3, "temperature": 0.5, "baseline": "comparisons"}
+CHANGES_OF_EVALUATION = {"every": 2, "prompts": 4, "samples": 3, "baseline": "comparisons"}
 NOT_IN_THE_ROWS = {
     "seed",
     "microbatch_size",
@@ -623,9 +773,11 @@ def listed(slot, component):
 
 @pytest.mark.parametrize("field", CHANGES)
 def test_every_field_changes_some_row(rows_of, field):
-    """`warmup_from` needs a warm-up."""
+    """`warmup_from` needs a warm-up, `kl_placement` a KL in the loss."""
     extra = {"warmup_steps": 2} if field == "warmup_from" else {}
-    assert rows_of(**extra, **{field: CHANGES[field]}) != rows_of(**extra)
+    extra |= {"kl": {"name": "adaptive", "target": 3.0, "clip": 1.0}} if field == "kl_unit" else {}
+    extra |= {"kl_placement": "loss", "objective": [*ALL_TERMS, "kl_loss"]} if field == "kl_placement" else {}
+    assert rows_of(**{**extra, field: CHANGES[field]}) != rows_of(**extra)
 
 
 def test_the_variance_of_whitening_is_chosen_for_rewards_too(rows_of):
@@ -780,6 +932,15 @@ def test_the_adaptive_controller_holds_its_target_on_the_frontier(run_stage, wor
         ({"advantage": "rloo", "samples_per_prompt": 1}, "rloo compares samples of one prompt"),
         ({"no_eos_score": -1.0, "no_eos_penalty": 1.0}, "not both"),
         ({"critic": "none"}, "gae and value_clip need values"),
+        ({"objective": ["ppo_clip", "kl_loss"]}, "kl_loss puts β times a KL into the loss, and kl_placement: reward"),
+        ({"kl_placement": "loss"}, "needs a term of the objective that has the KL"),
+        ({"kl_placement": "both"}, "needs a term of the objective that has the KL"),
+        ({"kl": "step_kl_doubling"}, "set kl_placement: loss, and kl_penalty with beta: null"),
+        ({**CRITIC_FREE, "advantage": "rloo", "critic_warmup": 1}, "critic_warmup needs a critic"),
+        ({**CRITIC_FREE, "advantage": "rloo", "truncation": "bootstrap"}, "needs an estimator with values"),
+        ({"truncation": "bootstrap", "no_eos_penalty": 1.0}, "leave no_eos_… out"),
+        ({"advantage": "grpo", "samples_per_prompt": 1}, "grpo compares samples of one prompt"),
+        ({"kl": {"name": "adaptive", "beta": 0}}, "greater than 0"),
     ],
 )
 def test_combinations_that_cannot_work_are_refused(open_stage, wrong, said):

@@ -7,8 +7,8 @@ import torch
 
 from rlhf_lab.contracts import Rollout, Scores
 from rlhf_lab.errors import RewardError
-from rlhf_lab.kl import ESTIMATORS
-from rlhf_lab.rewards import checked, token_rewards, without_eos
+from rlhf_lab.kl import ESTIMATORS, per_token
+from rlhf_lab.rewards import checked, token_rewards, trained, undisturbed, without_eos
 
 LENGTHS = (3, 5, 1, 4)
 MASK = torch.arange(6) < torch.tensor(LENGTHS)[:, None]
@@ -30,7 +30,8 @@ def rollout(n):
 @pytest.mark.parametrize("filler", [0.0, 1e9, math.nan])
 def test_they_sum_to_the_score_minus_beta_kl(estimator, filler):
     """The score is counted once and the KL once, whatever stands in masked places."""
-    rewards = token_rewards(SCORES, LOGPROBS.masked_fill(~MASK, filler), REF.masked_fill(~MASK, filler), MASK, 0.3, estimator)
+    kl_BT = per_token(estimator, LOGPROBS.masked_fill(~MASK, filler), REF.masked_fill(~MASK, filler), MASK)
+    rewards = token_rewards(SCORES, kl_BT.masked_fill(~MASK, filler), MASK, 0.3)
     for b, n in enumerate(LENGTHS):
         kl = sum(ESTIMATORS[estimator](LOGPROBS[b, t] - REF[b, t]).item() for t in range(n))
         assert rewards[b].sum().item() == pytest.approx(SCORES[b].item() - 0.3 * kl, abs=1e-12)
@@ -38,20 +39,20 @@ def test_they_sum_to_the_score_minus_beta_kl(estimator, filler):
 
 
 def test_the_score_stands_at_the_last_response_token():
-    rewards = token_rewards(torch.tensor([7.0, 7.0, 7.0, 7.0]), LOGPROBS, REF, MASK, 0.0)
+    rewards = token_rewards(torch.tensor([7.0, 7.0, 7.0, 7.0]), LOGPROBS - REF, MASK, 0.0)
     assert rewards.nonzero().tolist() == [[b, n - 1] for b, n in enumerate(LENGTHS)]
     assert rewards.sum(1).tolist() == [7.0] * 4
 
 
 def test_each_token_pays_for_its_own_log_ratio():
     """By hand: β = 0.5, log ratios 0.2, −0.4; score 3 on the second token."""
-    logprobs, ref = torch.tensor([[-1.0, -1.4]]), torch.tensor([[-1.2, -1.0]])
-    rewards = token_rewards(torch.tensor([3.0]), logprobs, ref, torch.ones(1, 2, dtype=torch.bool), 0.5)
+    logprobs, ref, mask = torch.tensor([[-1.0, -1.4]]), torch.tensor([[-1.2, -1.0]]), torch.ones(1, 2, dtype=torch.bool)
+    rewards = token_rewards(torch.tensor([3.0]), per_token("k1", logprobs, ref, mask), mask, 0.5)
     assert rewards[0].tolist() == pytest.approx([-0.1, 3.2], abs=1e-6)
 
 
 def test_no_beta_no_penalty_even_far_away():
-    far = token_rewards(SCORES, LOGPROBS * 50, REF, MASK, 0.0)
+    far = token_rewards(SCORES, LOGPROBS * 50 - REF, MASK, 0.0)
     assert far.sum(1).tolist() == SCORES.tolist()
 
 
@@ -79,3 +80,34 @@ def test_scores_come_out_as_fp32_without_a_graph():
     assert scores.scores_B.dtype == torch.float32 and not scores.scores_B.requires_grad
     assert scores.columns["n"].tolist() == [3.0, 4.0]
     assert checked("mine", [0.5, 1.5], rollout(2)).scores_B.tolist() == [0.5, 1.5]
+
+
+class Counts:
+    """Scores the number of times that it was asked, the first time 1."""
+
+    def __init__(self):
+        self.n = 0
+
+    def __call__(self, rollout):
+        self.n += 1
+        return torch.full((len(rollout),), float(self.n))
+
+    def state_dict(self):
+        return {"n": self.n}
+
+    def load_state_dict(self, state):
+        self.n = state["n"]
+
+
+def test_a_scorer_that_is_left_undisturbed_goes_on_as_if_nobody_had_asked():
+    scorer = Counts()
+    assert scorer(rollout(1)).item() == 1.0
+    assert [undisturbed(scorer, rollout(1)).item() for _ in range(3)] == [2.0, 2.0, 2.0]
+    assert scorer(rollout(1)).item() == 2.0
+    assert undisturbed(lambda r: torch.zeros(len(r)), rollout(2)).tolist() == [0.0, 0.0]
+
+
+def test_what_is_trained_on():
+    some = Rollout(**{**vars(rollout(3)), "ended_B": torch.tensor([True, False, True])})
+    assert trained(some, "mask").tolist() == [True, False, True]
+    assert trained(some, "terminal").all() and trained(some, "bootstrap").all()

@@ -20,7 +20,7 @@ import torch
 from rlhf_lab import update
 from rlhf_lab.actors import open_actors
 from rlhf_lab.contracts import AdvantageInputs, Rollout
-from rlhf_lab.kl import sequence_kl
+from rlhf_lab.kl import per_token, sequence_kl
 from rlhf_lab.rewards import token_rewards
 from rlhf_lab.update import Batch
 
@@ -148,7 +148,9 @@ def run_ours(open_stage, first, step, **parameters):
         actors.policy.module.load_state_dict(first.weights, strict=False)
         old_logprobs_BT = actors.policy.forward(rollout, temperature=TEMPERATURE).logprobs_BT
     beta = actors.kl_state["beta"]
-    rewards_BT = token_rewards(scores_B, old_logprobs_BT, ref_logprobs_BT, rollout.mask_BT, beta)
+    kl_BT = per_token("k1", old_logprobs_BT, ref_logprobs_BT, rollout.mask_BT)
+    in_reward = 0.0 if cfg.kl_placement == "loss" else beta
+    rewards_BT = token_rewards(scores_B, kl_BT, rollout.mask_BT, in_reward)
     inputs = AdvantageInputs(rewards_BT, rollout.mask_BT, scores_B, rollout.group_B, rollout.ended_B)
     estimate = cfg.advantage.estimate(inputs, {})
     batch = Batch(rollout, old_logprobs_BT, ref_logprobs_BT, *estimate[:2], None, scores_B, beta)
@@ -170,6 +172,7 @@ def assert_gradients_agree(theirs, ours, scale=1.0):
 
 
 CLIP = {"name": "ppo_clip", "eps": 0.2}
+KL_IN_LOSS = {"kl": {"name": "fixed", "beta": 0.3}, "kl_placement": "loss"}
 GRPO_CASES = {
     "grpo": ({"loss_type": "grpo"}, {"aggregation": "sequence_mean", "objective": [CLIP]}),
     "bnpo": ({"loss_type": "bnpo"}, {"aggregation": "token_mean", "objective": [CLIP]}),
@@ -195,13 +198,18 @@ GRPO_CASES = {
     ),
     "kl_k3": (
         {"loss_type": "bnpo", "beta": 0.3, "use_bias_correction_kl": False},
-        {"aggregation": "token_mean", "objective": [CLIP, {"name": "kl_loss", "weight": 0.3, "estimator": "k3"}]},
+        {
+            "aggregation": "token_mean",
+            **KL_IN_LOSS,
+            "objective": [CLIP, {"name": "kl_loss", "estimator": "k3", "importance_weight": False}],
+        },
     ),
     "kl_k3_weighted": (
         {"loss_type": "bnpo", "beta": 0.3, "use_bias_correction_kl": True},
         {
             "aggregation": "token_mean",
-            "objective": [CLIP, {"name": "kl_loss", "weight": 0.3, "estimator": "k3", "importance_weight": True}],
+            **KL_IN_LOSS,
+            "objective": [CLIP, {"name": "kl_loss", "estimator": "k3"}],
         },
     ),
 }

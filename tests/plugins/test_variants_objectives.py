@@ -8,7 +8,6 @@ import torch
 from tiny_world import component
 
 from rlhf_lab.contracts import Minibatch, PolicyOutput
-from rlhf_lab.errors import SpecError
 from rlhf_lab_plugins.objective.cispo import CISPO
 from rlhf_lab_plugins.objective.clip_higher import ClipHigher, asymmetric_surrogate
 from rlhf_lab_plugins.objective.dual_clip import DualClip, dual_clipped_surrogate
@@ -177,10 +176,11 @@ def enumerated(term, logits, old, ref=REF, advantages=(0.0, 0.0, 0.0, 0.0)):
     weights_BT, ones = law(old)[:, None], torch.ones(4, 1, dtype=torch.float64)
     batch = Minibatch(
         mask_BT=ones.bool(), weights_BT=weights_BT, token_weights_BT=weights_BT, old_logprobs_BT=law(old).log()[:, None],
-        advantages_BT=torch.tensor(advantages, dtype=torch.float64)[:, None], returns_BT=ones, scores_B=ones[:, 0], beta=0.0,
+        advantages_BT=torch.tensor(advantages, dtype=torch.float64)[:, None], returns_BT=ones, scores_B=ones[:, 0], beta=1.0,
         ref_logprobs_BT=law(ref).log()[:, None],
     )  # fmt: skip
-    return term.loss(PolicyOutput(logits.log_softmax(0)[:, None]), batch).value
+    exact_BT = kl(logits.softmax(0), law(ref)).expand(4, 1)
+    return term.loss(PolicyOutput(logits.log_softmax(0)[:, None], kl_BT=exact_BT), batch).value
 
 
 def kl(p, q):
@@ -200,18 +200,26 @@ NOTHING = (lambda z: 0.0 * z.sum(), "nothing")
 @pytest.mark.parametrize("estimator, truth", [("k1", NOTHING), ("k2", REVERSE), ("k3", FORWARD)], ids=["k1", "k2", "k3"])
 def test_the_gradient_of_each_estimator_on_policy(estimator, truth):
     """Samples of π itself: what the estimator is worth as a loss is not what its value says."""
-    got = slopes(lambda z: enumerated(KLLoss(estimator=estimator), z, NEW), NEW)
+    got = slopes(lambda z: enumerated(KLLoss(estimator=estimator, importance_weight=False), z, NEW), NEW)
     assert torch.allclose(got, slopes(truth[0], NEW), atol=1e-12)
 
 
-@pytest.mark.parametrize("estimator", ["k1", "k3"])
-@pytest.mark.parametrize("old", [NEW, OLD])
-def test_the_importance_weight_makes_value_and_gradient_right_off_policy_too(estimator, old):
-    term = KLLoss(estimator=estimator, importance_weight=True)
+@pytest.mark.parametrize("estimator", ["k1", "k2", "k3", "full"])
+@pytest.mark.parametrize("old", [NEW, OLD], ids=["on policy", "off policy"])
+def test_the_importance_weight_makes_the_gradient_right_on_policy_and_off(estimator, old):
+    """And the value too, but for k2, which is biased whatever its weight."""
+    term = KLLoss(estimator=estimator)
     got = slopes(lambda z: enumerated(term, z, old), NEW)
     assert torch.allclose(got, slopes(REVERSE[0], NEW), atol=1e-12)
     value = enumerated(term, torch.tensor(NEW, dtype=torch.float64), old).item()
-    assert value == pytest.approx(REVERSE[0](torch.tensor(NEW, dtype=torch.float64)).item(), abs=1e-12)
+    right = value == pytest.approx(REVERSE[0](torch.tensor(NEW, dtype=torch.float64)).item(), abs=1e-12)
+    assert right == (estimator != "k2")
+
+
+@pytest.mark.parametrize("estimator", ["k2", "k3"])
+def test_without_the_weight_the_gradient_is_wrong_off_policy(estimator):
+    got = slopes(lambda z: enumerated(KLLoss(estimator=estimator, importance_weight=False), z, OLD), NEW)
+    assert (got - slopes(REVERSE[0], NEW)).abs().max() > 0.02
 
 
 def test_the_estimators_by_hand():
@@ -219,15 +227,31 @@ def test_the_estimators_by_hand():
     new = PolicyOutput(matrix([1.0, 0.0, 0.0], [0.0] * 3))
     expected = {"k1": 1.0, "k2": 0.5, "k3": math.exp(-1), "abs": 1.0}
     for name, value in expected.items():
-        loss = KLLoss(estimator=name).loss(new, minibatch(ref_logprobs_BT=torch.zeros(2, 3, dtype=torch.float64)))
-        assert loss.value.item() == pytest.approx(value / 4, abs=1e-12)
+        batch = minibatch(beta=0.3, ref_logprobs_BT=torch.zeros(2, 3, dtype=torch.float64))
+        loss = KLLoss(estimator=name, importance_weight=False).loss(new, batch)
+        assert loss.value.item() == pytest.approx(0.3 * value / 4, abs=1e-12)
 
 
-def test_kl_in_loss_and_reward_is_refused_unless_it_is_asked_for():
-    new, batch = PolicyOutput(torch.zeros(2, 3)), minibatch(beta=0.1, ref_logprobs_BT=torch.zeros(2, 3, dtype=torch.float64))
-    with pytest.raises(SpecError, match="set kl: none"):
-        KLLoss().loss(new, batch)
-    assert KLLoss(also_in_reward=True).loss(new, batch).value.item() == 0.0
+def test_the_penalty_on_the_update_may_take_the_controllers_beta():
+    assert KLPenalty().needs == frozenset() and KLPenalty(beta=None).needs == {"beta"}
+    ratios, advantages = matrix(*RATIOS).log(), matrix(*ADVANTAGES)
+    one, other = (
+        term.loss(PolicyOutput(ratios), minibatch(beta=0.7, advantages_BT=advantages)).value.item()
+        for term in (KLPenalty(beta=0.7), KLPenalty(beta=None))
+    )
+    assert one == other != KLPenalty().loss(PolicyOutput(ratios), minibatch(advantages_BT=advantages)).value.item()
+
+
+def test_several_heads_are_trained_each_on_its_own():
+    """The loss is the mean of the heads' losses, which is more than that of their mean by half their variance."""
+    heads, returns = torch.stack([torch.zeros(2, 3), torch.full((2, 3), 2.0)]).double(), torch.full((2, 3), 1.0).double()
+    batch = minibatch(TOKEN_MEAN, returns_BT=returns, old_values_BT=returns)
+    for term in (ValuePlain(), ValueClip(eps=9.0), ValueHuber(delta=9.0)):
+        leaf = heads.clone().requires_grad_()
+        loss = term.loss(PolicyOutput(leaf[0], values_BT=leaf), batch)
+        loss.value.backward()
+        assert loss.value.item() == pytest.approx(0.5) and all(metric.shape == () for metric in loss.metrics.values())
+        torch.testing.assert_close(leaf.grad, torch.stack([-TOKEN_MEAN, TOKEN_MEAN]) / 2)
 
 
 def test_the_penalty_of_ppo_is_on_the_kl_from_old_to_new():
@@ -284,7 +308,7 @@ def test_near_the_old_value_all_value_losses_agree():
         {"name": "clip_higher", "eps_high": 0},
         {"name": "gspo", "eps_low": 0},
         {"name": "kl_penalty", "beta": -1},
-        {"name": "kl_loss", "estimator": "full"},
+        {"name": "kl_loss", "estimator": "k4"},
         {"name": "kl_loss", "weight": -0.1},
         {"name": "value_huber", "delta": 0},
         {"name": "value_plain", "eps": 0.2},
@@ -299,10 +323,7 @@ def test_parameters_out_of_range_are_refused(wrong):
 SURROGATES = ["clip_higher", "dual_clip", "gspo", "cispo", "kl_penalty", "policy_gradient"]
 
 
-WITH_KL = ["ppo_clip", {"name": "kl_loss", "weight": 0.01}]
-
-
-@pytest.mark.parametrize("terms", [*[[name] for name in SURROGATES], WITH_KL], ids=str)
+@pytest.mark.parametrize("terms", [[name] for name in SURROGATES], ids=str)
 def test_each_trains_a_policy(run_stage, terms):
     """A few steps on a reward for one word: the policy says it more often than at the start."""
     parameters = {"reward": "words", "critic": "none", "advantage": "rloo", "objective": terms, "samples_per_prompt": 4,
@@ -323,9 +344,14 @@ def test_each_trains_a_critic(run_stage, value_loss):
     assert rows[-1]["explained_variance"] > rows[0]["explained_variance"] and rows[-1]["explained_variance"] > 0
 
 
-def test_a_run_with_kl_in_loss_and_reward_says_what_to_change(run_stage):
-    terms = ["ppo_clip", "kl_loss"]
-    parameters = {"reward": "words", "critic": "none", "advantage": "monte_carlo", "objective": terms, "steps": 1,
-                  "batch_size": 4}  # fmt: skip
-    with pytest.raises(SpecError, match="set kl: none"):
-        run_stage("rl", parameters)
+
+@pytest.mark.parametrize("estimator", ["k1", "k2", "k3", "abs", "full"])
+def test_a_kl_in_the_loss_holds_the_policy_back(run_stage, estimator):
+    """With β = 2 it ends nearer to the reference than with β = 0."""
+    parameters = {"reward": "words", "critic": "none", "advantage": "rloo", "samples_per_prompt": 4, "batch_size": 32,
+                  "objective": ["ppo_clip", {"name": "kl_loss", "estimator": estimator}], "kl_placement": "loss", "steps": 5,
+                  "response_length": 4, "learning_rate": 0.01, "evaluation": {"every": 6, "samples": 4}}  # fmt: skip
+    free, held = (
+        run_stage("rl", {**parameters, "kl": {"name": "fixed", "beta": beta}}).rows("validation")[-1]["kl"] for beta in (0, 2)
+    )
+    assert free > 0.1 and held < 0.9 * free
