@@ -96,6 +96,15 @@ def test_the_good_spec_runs(spec):
         ("steps: 1", "minibatches: 3", "must be divisible by samples_per_prompt × minibatches = 3"),
         ("steps: 1", "advantage: rloo", "rloo compares samples of one prompt; set samples_per_prompt: 2 or more"),
         ("{init: sft}", "none", "need values, but critic is 'none'"),
+        (
+            "steps: 1",
+            "objective: [ppo_clip, value_clip, pretrain_mix]",
+            "spec.yaml:12:5: pretrain_mix needs pretraining text, and data 'jsonl' has none; add `pretraining`",
+        ),
+        ("steps: 1", "kl: step_kl_doubling", "spec.yaml:12:5: the β of step_kl_doubling weighs the KL of the update"),
+        ("steps: 1", "objective: [ppo_clip, kl_loss]", "set kl_placement: loss, or both if that is meant"),
+        ("steps: 1", "kl: {name: adaptive, beta: 0}", "spec.yaml:12:26: rl.kl.beta must be > 0, not 0"),
+        ("steps: 1", "advantage: grpo", "grpo compares samples of one prompt; set samples_per_prompt: 2 or more"),
         ("{train: prompts.jsonl, validation: prompts.jsonl}", "5", "data.prompts must be a mapping, not 5"),
     ],
 )

@@ -10,6 +10,8 @@ class KLLoss(Component):
     The gradient is not what the value suggests. For samples of π and w = 1, k1's has expectation 0, k2's is that of
     KL(π‖ref), k3's that of KL(ref‖π). With `importance_weight` each is that of KL(π‖ref), on policy and off: w = ρ = π/π_old
     for k1 and k3, whose expectation is the KL, and ρ without its gradient for k2; `full` needs none. `abs` stays biased.
+    A token pays for its own state, not for those it leads to, so that with more than one token the optimum is
+    π(v|s) ∝ ref(v|s) e^{Q(s,v)/β}, Q the score to be expected, and not that of the KL in the reward.
     Goes with `kl_placement: loss` (or both). Source: Shao et al. 2024, eqs. 3–4 (k3, w = 1); importance weight:
     DeepSeek-V3.2 (arXiv 2512.02556), as TRL.
     """

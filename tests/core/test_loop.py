@@ -720,7 +720,8 @@ NOT_IN_THE_ROWS = {
     "seed",
     "microbatch_size",
     "log_samples",
-}  # the plan's; memory only; the samples table's: see the tests above and below
+    "on_nan",
+}  # the plan's; memory only; the samples table's; where something is not finite: see the tests above and below
 CHANGES_OF_COMPONENTS = [
     (
         "policy",

@@ -344,7 +344,6 @@ def test_each_trains_a_critic(run_stage, value_loss):
     assert rows[-1]["explained_variance"] > rows[0]["explained_variance"] and rows[-1]["explained_variance"] > 0
 
 
-
 @pytest.mark.parametrize("estimator", ["k1", "k2", "k3", "abs", "full"])
 def test_a_kl_in_the_loss_holds_the_policy_back(run_stage, estimator):
     """With β = 2 it ends nearer to the reference than with β = 0."""
