@@ -12,6 +12,7 @@ from rlhf_lab_plugins.kl_controller.dual_ascent import DualAscent, ascent_step
 from rlhf_lab_plugins.kl_controller.none import NoKL
 from rlhf_lab_plugins.kl_controller.pid import PID
 from rlhf_lab_plugins.kl_controller.schedule import Schedule
+from rlhf_lab_plugins.kl_controller.step_kl_doubling import StepKLDoubling, doubled_or_halved
 
 
 def betas(controller, kls):
@@ -143,3 +144,22 @@ def test_each_controls_a_run(run_stage, kl):
     rows = run_stage("rl", parameters).rows("train")
     controller = registry().choose("kl_controller", kl)
     assert [row["beta"] for row in rows] == pytest.approx(betas(controller, [row["kl"] for row in rows])[:3], abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    "kl, expected", [(0.0, 0.5), (0.0066, 0.5), (0.0067, 1.0), (0.01, 1.0), (0.0149, 1.0), (0.0151, 2.0), (9.0, 2.0)]
+)
+def test_doubling_and_halving_by_hand(kl, expected):
+    """d* = 0.01: half below 0.01/1.5 = 0.00667, twice above 0.015."""
+    assert doubled_or_halved(1.0, kl, 0.01, 1.5, 2.0) == expected
+    assert betas(StepKLDoubling(), [kl] * 3) == pytest.approx([1.0, expected, expected**2, expected**3])
+
+
+def test_the_doubling_rule_settles_between_its_bounds():
+    """On d = 0.03/β the only β that it leaves alone are 2 … 4.5; from 1 it goes to 2 or 4 and stays."""
+    beta, kl = settled(StepKLDoubling(), lambda beta: 0.03 / beta)
+    assert 0.01 / 1.5 <= kl <= 0.015 and beta in (2.0, 4.0)
+
+
+def test_the_doubling_rule_asks_for_the_kl_of_the_update():
+    assert StepKLDoubling().needs == {"step_kl"} and PID().needs == frozenset()
