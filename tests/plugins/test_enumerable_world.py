@@ -133,6 +133,88 @@ def test_ppo_with_a_critic_on_a_transformer_lies_under_the_frontier_of_its_refer
         assert kl > 0.02 and reward > exactly.kl_and_reward(exactly.ref_XN)[1] + 0.1
 
 
+ARMS = {
+    "remax": {"advantage": "remax", "objective": ["policy_gradient"]},
+    "tabular critic": {
+        "advantage": "gae",
+        "critic": "tabular",
+        "objective": ["ppo_clip", {"name": "value_plain", "weight": 1.0}],
+    },
+}
+ON_POLICY = {"inner_epochs": 1, "steps": 100, "batch_size": 256, "learning_rate": 0.1}
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_other_ways_lead_to_the_same_optimum(train, arm):
+    """π* ∝ ref e^{r/β} does not depend on the baseline."""
+    exactly = known()
+    best_XN = exact.optimum(exactly.ref_XN, exactly.rewards_XN, BETA)
+    law_XN = exactly.law(load_table(train({**ON_POLICY, **ARMS[arm]}).folder / "policy"))
+    assert exact.kl(law_XN, best_XN).mean().item() < 0.06 and exactly.gap(law_XN) >= -1e-9
+
+
+def short_sighted(exactly):
+    """π(v|s) ∝ ref(v|s) e^{Q(s,v)/β}, Q the score to be expected after v: a token pays for its KL, not for those to come."""
+    space, laws = exactly.world.space, []
+    for prompt, rewards_N in zip(exactly.world.prompts("validation"), exactly.rewards_XN, strict=True):
+        value = torch.cat([rewards_N.new_zeros(len(space.states)), rewards_N])
+        logprobs_SV = exactly.world.logprobs(prompt).clone()
+        for level in reversed(list(space.levels())):
+            logprobs_SV[level] = (logprobs_SV[level] + value[space.next_SV[level]] / BETA).log_softmax(-1)
+            value[level] = (logprobs_SV[level].exp() * value[space.next_SV[level]]).sum(-1)
+        laws.append(exact.response_logprobs(logprobs_SV, space))
+    return torch.stack(laws)
+
+
+@pytest.mark.parametrize("estimator", ["k1", "k2", "k3", "full"])
+def test_a_kl_in_the_loss_is_short_sighted(train, estimator):
+    """Whatever the estimator, if its gradient is the KL's: another optimum than that of the KL in the reward."""
+    exactly = known()
+    term = {"name": "kl_loss", "estimator": estimator}
+    done = train({**ON_POLICY, "kl_placement": "loss", "objective": ["policy_gradient", term]})
+    law_XN, expected_XN = exactly.law(load_table(done.folder / "policy")), short_sighted(exactly)
+    best_XN = exact.optimum(exactly.ref_XN, exactly.rewards_XN, BETA)
+    assert exact.kl(law_XN, expected_XN).mean().item() < 0.03 < 0.06 < exact.kl(expected_XN, best_XN).mean().item()
+
+
+def test_a_kl_in_the_loss_is_as_good_for_single_tokens(train, run_stage):
+    """There nothing is to come, and both optima are one."""
+    data = {**DATA, "length": 1}
+    exactly = known(data=data)
+    objective = ["policy_gradient", {"name": "kl_loss", "estimator": "full"}]
+    parameters = {**RL, **ON_POLICY, "kl_placement": "loss", "objective": objective, "response_length": 1}
+    done = run_stage("rl", parameters, data=data, model="tabular")
+    best_XN = exact.optimum(exactly.ref_XN, exactly.rewards_XN, BETA)
+    assert exact.kl(exactly.law(load_table(done.folder / "policy")), best_XN).mean().item() < 0.01
+
+
+def test_a_table_learns_the_values_of_a_policy_that_stands_still(train):
+    """V(s) by the recursion over all continuations; β = 0, so that the score is all there is to expect."""
+    exactly = known()
+    done = train({"advantage": {"name": "gae", "lam": 1.0}, "critic": {"name": "tabular", "learning_rate": 0.1},
+                  "objective": ["ppo_clip", {"name": "value_plain", "weight": 1.0}], "critic_warmup": 150, "steps": 150,
+                  "batch_size": 512, "kl": "none", "inner_epochs": 1})  # fmt: skip
+    last = [row["explained_variance"] for row in done.rows("train")[-30:]]
+    space, everything = exactly.world.space, exactly.everything
+    shares = []
+    for x, _ in enumerate(everything):
+        logprobs_SV = exact.conditionals(exactly.ref_XN[x], space)
+        values_S, _ = exact.values(logprobs_SV, exactly.rewards_XN[x], space)
+        per_token_NT = values_S[space.state_NT].masked_fill(~space.mask_NT, 0.0)
+        p_N = exactly.ref_XN[x].exp()
+        shares.append((p_N, per_token_NT, exactly.rewards_XN[x]))
+    weight = torch.cat([(p_N[:, None] * space.mask_NT).flatten() for p_N, *_ in shares])
+    value = torch.cat([v_NT.flatten() for _, v_NT, _ in shares])
+    reward = torch.cat([r_N[:, None].expand_as(space.mask_NT).flatten() for *_, r_N in shares])
+
+    def variance(x):
+        mean = (weight * x).sum() / weight.sum()
+        return ((weight * (x - mean) ** 2).sum() / weight.sum()).item()
+
+    best = 1 - variance(reward - value) / variance(reward)
+    assert best > 0.1 and np.mean(last) == pytest.approx(best, abs=0.01)
+
+
 def test_what_is_logged_is_what_enumeration_says(train):
     """KL and reward of the last evaluation, on 2 × 2000 samples, within 5 standard errors of the exact ones."""
     exactly = known()
