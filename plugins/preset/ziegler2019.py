@@ -9,8 +9,8 @@ ZIEGLER2019 = Preset(
     "ziegler2019",
     """Ziegler et al. 2019: PPO with an adaptive KL coefficient against a reward model trained on best-of-4 choices.
 
-    Numbers of the paper's 774M models are in brackets where they differ from the code's. Theirs has no supervised stage
-    and a value head on the policy's own trunk; here the policy starts from `sft`, and the critic is a network of its own.
+    Numbers of the paper's 774M models are in brackets where they differ from the code's. Theirs has no supervised stage;
+    here the policy starts from `sft`.
     """,
     {
         "reward_model.init": ("sft", "the pretrained model in Ziegler et al. 2019, 2.1"),
@@ -30,8 +30,8 @@ ZIEGLER2019 = Preset(
         "reward_model.sample_temperature": (0.7, CODE),
         "rl.policy.name": ("causal_lm", "2.2"),
         "rl.policy.init": ("sft", "the pretrained model in Ziegler et al. 2019, 2.2"),
-        "rl.critic.name": ("value_model", "a value head on the policy's trunk in theirs"),
-        "rl.critic.init": ("sft", "theirs shares the policy's trunk, with a head that starts at 0"),
+        "rl.critic.name": ("shared_trunk", "2.2; lm-human-preferences policy.py: a value head on the policy's trunk"),
+        "rl.critic.scale": (0.0, "lm-human-preferences policy.py: the head starts at 0"),
         "rl.critic.learning_rate": (1e-5, CODE + ": one optimiser for both"),
         "rl.reward": ("reward_model", "2.2"),
         "rl.kl.name": ("adaptive", "2.2"),
