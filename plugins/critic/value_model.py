@@ -6,20 +6,22 @@ import torch
 
 from rlhf_lab.contracts import Component, StageRef, hookimpl, param
 from rlhf_lab.lm.adapters import with_adapter
-from rlhf_lab.lm.files import freeze_embeddings, load_backbone
+from rlhf_lab.lm.files import freeze_embeddings
 from rlhf_lab.lm.precision import ready
-from rlhf_lab.lm.scalar import ScalarModel, load_scalar_model
+from rlhf_lab.lm.scalar import ScalarModel, load_scalar_model, value_backbone
 
 
 class ValueModel(Component):
     """V(x, y_<t) = w·h_{t−1} + b, from a network that shares nothing with the policy.
 
-    Started from a reward model (backbone, head, gain and bias; Ouyang et al. 2022, C.4; Stiennon et al. 2020, G.1), or
-    from a policy's stage with a fresh head. `lora` trains an adapter and the head only.
+    Started from a reward model (backbone, head, gain and bias; Ouyang et al. 2022, C.4; Stiennon et al. 2020, G.1), from a
+    policy's stage with a fresh head, or from scratch. `lora` trains an adapter and the head only.
     """
 
     kind, name = "critic", "value_model"
-    init: StageRef = param("reward_model", "the stage that the critic starts from: a reward model, or a language model")
+    init: StageRef | None = param(
+        "reward_model", "the stage that the critic starts from: a reward model, or a language model; null: weights drawn anew"
+    )
     learning_rate: float = param(1e-3, "of the critic", gt=0, allow_inf_nan=False)
     adaptation: Literal["full", "lora"] = param("full", "what is trained")
     lora_rank: int = param(16, "r", ge=1)
@@ -27,11 +29,10 @@ class ValueModel(Component):
     freeze_embeddings: bool = param(False, "with `full`: leave the embedding as it is")
 
     def build(self, ctx, policy):
-        folder = ctx.input(self.init)
-        if (folder / "head.json").is_file():
-            model = load_scalar_model(folder)
+        if self.init is not None and (ctx.input(self.init) / "head.json").is_file():
+            model = load_scalar_model(ctx.input(self.init))
         else:
-            model = ScalarModel(load_backbone(folder), "last", ctx.torch_rng("value_head"))
+            model = ScalarModel(value_backbone(ctx, self.init, policy), "last", ctx.torch_rng("value_head"))
         if self.adaptation == "lora":
             backbone = ready(model.backbone, ctx, frozen=True)
             model.backbone = with_adapter(backbone, self.lora_rank, self.lora_alpha, ctx.torch_rng("critic_lora"))
