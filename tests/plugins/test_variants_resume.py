@@ -13,6 +13,15 @@ STATEFUL = {
     "pid": {"kl": {"name": "pid", "target": 0.1, "derivative": 0.5}},
     "dual_ascent": {"kl": {"name": "dual_ascent", "budget": 0.01, "rate": 0.5}},
     "reinforce_baseline": {"advantage": "reinforce_baseline", "whiten_advantages": "none", **CRITIC_FREE},
+    "doubling": {
+        "kl": {"name": "step_kl_doubling", "target": 0.02},
+        "kl_placement": "loss",
+        "objective": [{"name": "kl_penalty", "beta": None}],
+        "critic": "none",
+        "advantage": "monte_carlo",
+    },
+    "shared_trunk": {"critic": "shared_trunk", "critic_warmup": 1},
+    "value_ensemble": {"critic": {"name": "value_ensemble", "heads": 2}},
     "scaled": {"reward": SCALED, "advantage": "monte_carlo", **CRITIC_FREE},
 }
 
