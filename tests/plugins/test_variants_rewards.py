@@ -84,6 +84,19 @@ def test_an_ensemble_of_reward_models(open_stage, tmp_path):
     assert got.scores_B.tolist() == pytest.approx(((alone[0] + alone[1]) / 2).tolist())
 
 
+def test_a_number_of_members_is_so_many_copies_of_a_stage():
+    """The stage itself and copies with other seeds, as a list would name them."""
+    three = component("reward", {"name": "ensemble", "members": 3})
+    assert [member.stage for member in three.members] == ["reward_model", "reward_model@1", "reward_model@2"]
+    assert [member.stage for member in component("reward", {"name": "ensemble", "members": 2, "stage": "sft"}).members] == [
+        "sft",
+        "sft@1",
+    ]
+    assert len(component("reward", "ensemble").members) == 5
+    with pytest.raises(ValueError, match="at least 2"):
+        component("reward", {"name": "ensemble", "members": 1})
+
+
 def test_a_weighted_sum_logs_its_parts():
     value = {"name": "weighted_sum", "sources": [WORDS, {"name": "length"}], "weights": [2.0, -0.5]}
     got = scores(value, "w1 w1", "w2")
@@ -144,6 +157,16 @@ def test_running_moments_are_those_of_all_scores_so_far():
         moments = merged_moments(*moments, own)
     everything = torch.cat(batches).numpy()
     assert moments == pytest.approx((12, everything.mean(), 12 * everything.var()), rel=1e-12)
+
+
+def test_whitening_keeps_the_mean():
+    """First 1 and 3 (μ = 2, σ = 1, by its own moments), then 5 by the same ones, then 3 by those of 1, 3 and 5."""
+    scorer = component("reward", {"name": "whitened", "source": {"name": "length", "weight": 2.0}}).open(None)
+    batches = (rollout("", "w1 w1"), rollout("w1 w1 w1 w1"), rollout("w1 w1"))
+    first, second, third = (scorer(batch).scores_B.tolist() for batch in batches)
+    assert first == pytest.approx([(2 - 4) / 2 + 4, (6 - 4) / 2 + 4]) and np.mean(first) == pytest.approx(4)
+    assert second == pytest.approx([(10 - 4) / 2 + 4])
+    assert third == pytest.approx([(6 - 6) / math.sqrt(4 * 8 / 3) + 6], rel=1e-6)
 
 
 @pytest.mark.parametrize("shift", [True, False])
