@@ -81,7 +81,23 @@ INSTRUCTGPT = Preset(
     },
 )
 
+INSTRUCTGPT_PPO = Preset(
+    "instructgpt_ppo",
+    """Ouyang et al. 2022: PPO without the pretraining mix, otherwise as `instructgpt`.
+
+    The paper's PPO models; they lose on public NLP data sets what PPO-ptx keeps (section 4.2).
+    """,
+    {
+        **INSTRUCTGPT.values,
+        "rl.objective": (
+            [term for term in INSTRUCTGPT.values["rl.objective"][0] if term["name"] != "pretrain_mix"],
+            "3.5: γ = 0; clip 0.2, C.4; value clip and weight are lm-human-preferences'",
+        ),
+    },
+)
+
 
 @hookimpl
 def register_components(register):
     register(INSTRUCTGPT)
+    register(INSTRUCTGPT_PPO)

@@ -49,7 +49,7 @@ def arrived(said, got):
 
 def test_the_field_is_there():
     assert {"instructgpt", "ziegler2019", "stiennon2020", "nplus2024", "ppo_max", "grpo", "dr_grpo", "dapo", "rloo",
-            "reinforce_pp", "gspo", "cispo", "a2c", "raft"} <= set(NAMES)  # fmt: skip
+            "reinforce_pp", "remax", "gspo", "cispo", "a2c", "raft", "instructgpt_ppo"} <= set(NAMES)  # fmt: skip
 
 
 @pytest.mark.parametrize("preset", BUILTIN, ids=NAMES)
@@ -81,7 +81,11 @@ SMALL = {"steps": 3, "batch_size": 16, "samples_per_prompt": 4, "response_length
          "evaluation": {"prompts": 4, "every": 3, "baseline": None}}  # fmt: skip
 
 
-@pytest.mark.parametrize("preset", [p for p in BUILTIN if p.name != "instructgpt"], ids=lambda p: p.name)
+WITH_RL = [p for p in BUILTIN if any(path.startswith("rl.") for path in p.values)]
+ALONE = [p for p in WITH_RL if "rl.name" not in p.values and not any(path.startswith("rl_init.") for path in p.values)]
+
+
+@pytest.mark.parametrize("preset", ALONE, ids=lambda p: p.name)
 def test_each_takes_steps_in_the_tiny_world(preset, run_stage):
     """All of the preset's choices for RL but its sizes. (`instructgpt` reads a stage that the tiny world lacks.)"""
     values = expand_dotted({path: value for path, (value, _) in preset.values.items()})["rl"]
@@ -114,7 +118,17 @@ def test_numbers_of_the_papers(name, path, expected):
 
 def test_methods_without_kl_have_none_in_the_reward_and_grpo_has_it_in_the_loss():
     terms = {p.name: {t["name"]: t for t in p.values["rl.objective"][0]} for p in BUILTIN if "rl.objective" in p.values}
-    kl = {p.name: p.values["rl.kl"][0] for p in BUILTIN if "rl.kl" in p.values}
-    assert set(kl) == {"grpo", "dr_grpo", "dapo", "gspo", "cispo", "raft"} and set(kl.values()) == {"none"}
-    assert [name for name, found in terms.items() if "kl_loss" in found] == ["grpo"]
-    assert terms["grpo"]["kl_loss"]["weight"] == 0.04
+    values = {p.name: {path: value for path, (value, _) in p.values.items()} for p in BUILTIN}
+    assert all(values[name]["rl.kl"] == "none" for name in ("dr_grpo", "dapo", "gspo", "cispo", "raft"))
+    in_loss = {name for name, said in values.items() if said.get("rl.kl_placement") == "loss"}
+    assert in_loss == {name for name, found in terms.items() if "kl_loss" in found} >= {"grpo"}
+    assert values["grpo"]["rl.kl"] == {"name": "fixed", "beta": 0.04}
+    assert terms["grpo"]["kl_loss"] == {"name": "kl_loss", "estimator": "k3", "importance_weight": False}
+
+
+def test_instructgpt_without_ptx_is_instructgpt_but_for_one_term():
+    ptx, ppo = (next(p for p in BUILTIN if p.name == name).values for name in ("instructgpt", "instructgpt_ppo"))
+    assert [term["name"] for term in ppo["rl.objective"][0]] == ["ppo_clip", "value_clip"]
+    assert {path: value for path, value in ptx.items() if path != "rl.objective"} == {
+        path: value for path, value in ppo.items() if path != "rl.objective"
+    }
