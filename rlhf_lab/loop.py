@@ -59,17 +59,24 @@ def train(cfg: RLParameters, ctx: StageContext) -> None:
             beta_in_reward = 0.0 if cfg.kl_placement == "loss" else beta
             rewards_BT = rewards.token_rewards(scores_B, kl_BT, rollout.mask_BT, beta_in_reward, rollout.states_BT)
             if cfg.whiten_rewards:
-                rewards_BT = masked.whiten(rewards_BT, rollout.places_BT, shift_mean=False, ddof=cfg.whiten_ddof)
+                shift = {"shift_mean": cfg.rewards_shift_mean, "ddof": cfg.whiten_ddof}
+                rewards_BT = masked.whiten(rewards_BT, rollout.places_BT, **shift)
 
             # 4. advantages and returns
             values_BT, after_B = state_values(cfg, actors, rollout)
-            given = (rewards_BT, rollout.places_BT, scores_B, rollout.group_B, rollout.ended_B)
+            compared_BT = rewards_BT
+            if cfg.baseline == "before_kl":
+                compared_BT = rewards.token_rewards(scores_B, kl_BT, rollout.mask_BT, 0.0, rollout.states_BT)
+            given = (compared_BT, rollout.places_BT, scores_B, rollout.group_B, rollout.ended_B)
             inputs = AdvantageInputs(*given, values_BT, greedy_scores_B, after_B, old.logprobs_BT, ref_logprobs_BT)
             advantages_BT, returns_BT, advantage_state = cfg.advantage.estimate(inputs, actors.advantage_state)
             actors.advantage_state = kept(actors.advantage_state, advantage_state)
+            if cfg.baseline == "before_kl":
+                advantages_BT = advantages_BT + rewards.to_go(-beta_in_reward * kl_BT, rollout.mask_BT)
             trained_B = rewards.trained(rollout, cfg.truncation)
             if cfg.whiten_advantages == "rollout":
-                advantages_BT = masked.whiten(advantages_BT, rollout.mask_BT & trained_B[:, None], ddof=cfg.whiten_ddof)
+                shift = {"shift_mean": cfg.advantages_shift_mean, "ddof": cfg.whiten_ddof}
+                advantages_BT = masked.whiten(advantages_BT, rollout.mask_BT & trained_B[:, None], **shift)
 
         # 5. update: inner epochs of shuffled minibatches; then β
         batch = Batch(
@@ -119,7 +126,7 @@ def measured(cfg: RLParameters, policy: Any, rollout: Rollout) -> PolicyOutput:
     exact = cfg.kl_estimator == "full"
 
     def forward(part: Rollout) -> list[Tensor]:
-        output = policy.forward(part, temperature=cfg.temperature, entropy=True, kl=exact)
+        output = policy.forward(part, temperature=cfg.scoring_temperature, entropy=True, kl=exact)
         return [output.logprobs_BT, output.entropy_BT, *([output.kl_BT] if exact else [])]
 
     logprobs_BT, entropy_BT, *kl_BT = in_microbatches(forward, rollout, cfg.microbatch_size)
@@ -128,7 +135,7 @@ def measured(cfg: RLParameters, policy: Any, rollout: Rollout) -> PolicyOutput:
 
 def reference(cfg: RLParameters, policy: Any, rollout: Rollout) -> Tensor:
     (logprobs_BT,) = in_microbatches(
-        lambda part: (policy.reference_logprobs(part, temperature=cfg.temperature),), rollout, cfg.microbatch_size
+        lambda part: (policy.reference_logprobs(part, temperature=cfg.scoring_temperature),), rollout, cfg.microbatch_size
     )
     return logprobs_BT
 
@@ -158,7 +165,7 @@ def state_values(cfg: RLParameters, actors: Actors, rollout: Rollout) -> tuple[T
         return None, None
     bootstrap = cfg.truncation == "bootstrap"
     wide = rewards.with_states(rollout, "post_eos", math.inf) if bootstrap else rollout
-    (values_BT,) = in_microbatches(lambda part: (actors.critic.values(part),), wide, cfg.microbatch_size)
+    (values_BT,) = in_microbatches(lambda part: (rewards.held(actors.critic.values(part), part),), wide, cfg.microbatch_size)
     here_BT = values_BT[:, : rollout.mask_BT.shape[1]].masked_fill(~rollout.places_BT, 0.0)
     if not bootstrap:
         return here_BT, None
@@ -172,7 +179,7 @@ def step_kl(cfg: RLParameters, ctx: StageContext, policy: Any, batch: Batch, kl_
         return kl_B
     with ctx.accelerator.autocast():
         (logprobs_BT,) = in_microbatches(
-            lambda part: policy.forward(part, temperature=cfg.temperature)[:1], batch.rollout, cfg.microbatch_size
+            lambda part: policy.forward(part, temperature=cfg.scoring_temperature)[:1], batch.rollout, cfg.microbatch_size
         )
     return kl.from_old(logprobs_BT, batch.old_logprobs_BT, batch.rollout.mask_BT)
 

@@ -50,23 +50,41 @@ def trained(rollout: Rollout, truncation: str) -> Tensor:
     return rollout.ended_B if truncation == "mask" else torch.ones_like(rollout.ended_B)
 
 
-def with_states(rollout: Rollout, score_at: Literal["eos", "post_eos"], length: float) -> Rollout:
+def with_states(rollout: Rollout, score_at: Literal["eos", "post_eos", "last"], length: float) -> Rollout:
     """The rollout with the places that have a reward and a value.
 
     eos: the response tokens, so the score is at the last one. post_eos: also the place after a response of fewer than
     `length` tokens, where the score then is and the critic says what it expects knowing the whole response (Huang et al.
-    2024 and TRL; with their fixed length a response that fills it has its score at the last token).
+    2024 and TRL; with their fixed length a response that fills it has its score at the last token). last: all `length`
+    places, the score in the last one (lm-human-preferences, where the places after the end hold further tokens; here
+    nothing is said there, see `held`).
     """
     if score_at == "eos":
         return rollout
     mask_BT = rollout.mask_BT
     wide = {}
     if mask_BT.shape[1] < length:
+        more = (0, 1 if score_at == "post_eos" else length - mask_BT.shape[1])
         names = ("response_ids_BT", "mask_BT", "logprobs_BT")
-        wide = {name: torch.nn.functional.pad(x, (0, 1)) for name in names if (x := getattr(rollout, name)) is not None}
+        wide = {name: torch.nn.functional.pad(x, more) for name in names if (x := getattr(rollout, name)) is not None}
         mask_BT = wide["mask_BT"]
-    place_BT = torch.arange(mask_BT.shape[1], device=mask_BT.device)
-    return replace(rollout, **wide, states_BT=place_BT <= mask_BT.sum(1, keepdim=True))
+    place_T = torch.arange(mask_BT.shape[1], device=mask_BT.device)
+    states_BT = place_T <= mask_BT.sum(1, keepdim=True) if score_at == "post_eos" else torch.ones_like(mask_BT)
+    return replace(rollout, **wide, states_BT=states_BT)
+
+
+def held(values_BT: Tensor, rollout: Rollout) -> Tensor:
+    """V_t = V_min(t, L): after the place that follows the end nothing more is said, so nothing more is known."""
+    if rollout.states_BT is None:
+        return values_BT
+    last_BT = torch.arange(values_BT.shape[-1], device=values_BT.device).minimum(rollout.mask_BT.sum(1, keepdim=True))
+    return values_BT.gather(-1, last_BT.expand_as(values_BT))
+
+
+def to_go(x_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    """Σ_{s ≥ t} x_s over the response tokens, 0 in masked places."""
+    sums_BT = x_BT.masked_fill(~mask_BT, 0.0).flip(1).cumsum(1).flip(1)
+    return sums_BT.masked_fill(~mask_BT, 0.0)
 
 
 def token_rewards(scores_B: Tensor, kl_BT: Tensor, mask_BT: Tensor, beta: float, states_BT: Tensor | None = None) -> Tensor:

@@ -58,6 +58,11 @@ class RLParameters(Component):
         None, "longer prompts are dropped; default: a prompt that does not fit is an error", ge=1
     )
     temperature: float = param(1.0, "of sampling and of every log-prob", gt=0, source="Ouyang et al. 2022, C.4")
+    logprob_temperature: Literal["sampling", "one"] = param(
+        "sampling",
+        "of log-probs: that of sampling, or 1, under which KL and ratios are of a law that nobody sampled from",
+        source="sampling: lm-human-preferences policy.py; one: a mistake of several systems before they divided (trl#3029)",
+    )
 
     learning_rate: float = param(3e-4, "of the policy", gt=0, allow_inf_nan=False)
     schedule: Schedule = param("linear", "of the learning rates over the steps", source="lm-human-preferences: linear to 0")
@@ -73,8 +78,20 @@ class RLParameters(Component):
     whiten_advantages: Literal["none", "rollout", "minibatch"] = param("rollout", "over which tokens advantages are whitened")
     whiten_rewards: bool = param(False, "divide token rewards by their standard deviation, keeping the mean")
     whiten_ddof: Literal[0, 1] = param(0, "variance: 0 biased (OpenAI), 1 unbiased (TRL, verl)")
-    score_at: Literal["eos", "post_eos"] = param(
-        "eos", "where the score is: at the last response token, or one place later", source="post_eos: Huang et al. 2024; TRL"
+    advantages_shift_mean: bool = param(True, "whitened advantages have mean 0; false: they keep their mean")
+    rewards_shift_mean: bool = param(
+        False, "whitened rewards have mean 0; false: they keep their mean", source="false: lm-human-preferences"
+    )
+    baseline: Literal["after_kl", "before_kl"] = param(
+        "after_kl",
+        "what an estimator that compares the samples of a prompt compares: returns with the KL in them, or scores alone, each "
+        "token's KL to go coming after",
+        source="after_kl: TRL, verl; before_kl: OpenRLHF",
+    )
+    score_at: Literal["eos", "post_eos", "last"] = param(
+        "eos",
+        "where the score is: at the last response token, one place later, or at the last of response_length places",
+        source="eos: OpenRLHF, verl; post_eos: Huang et al. 2024, TRL; last: lm-human-preferences",
     )
     truncation: Literal["terminal", "bootstrap", "mask"] = param(
         "terminal",
@@ -104,6 +121,11 @@ class RLParameters(Component):
         return {"response_length": self.response_length, "temperature": self.temperature}
 
     @property
+    def scoring_temperature(self) -> float:
+        """Of log-probs and entropies, of policy and reference."""
+        return self.temperature if self.logprob_temperature == "sampling" else 1.0
+
+    @property
     def without_eos(self) -> dict[str, Any]:
         """What a response that did not end scores, for `rewards.without_eos`."""
         return {"score": 0.0 if self.truncation == "bootstrap" else self.no_eos_score, "penalty": self.no_eos_penalty}
@@ -128,6 +150,12 @@ class RLParameters(Component):
             raise ValueError(
                 f"truncation: bootstrap needs an estimator with values, such as the default, not {self.advantage.name}"
             )
+        if self.whiten_advantages == "none" and not self.advantages_shift_mean:
+            raise ValueError("advantages_shift_mean: false is of whitened advantages; set whiten_advantages, or leave it out")
+        if self.rewards_shift_mean and not self.whiten_rewards:
+            raise ValueError("rewards_shift_mean: true is of whitened rewards; set whiten_rewards, or leave it out")
+        if self.baseline == "before_kl" and ("groups" not in self.advantage.needs or self.whiten_rewards):
+            raise ValueError("baseline: before_kl needs an estimator that compares samples of a prompt, and no whiten_rewards")
         if self.critic_warmup and "values" not in self.asks_for:
             raise ValueError("critic_warmup needs a critic that is trained; nothing here asks for values")
         return self

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlhf_lab import aggregation, masked, processes
+from rlhf_lab import aggregation, masked, processes, rewards
 from rlhf_lab.actors import Actors, trainable
 from rlhf_lab.context import StageContext
 from rlhf_lab.contracts import Minibatch, PolicyOutput, Rollout
@@ -111,13 +111,13 @@ def backward(
 def forward(cfg: RLParameters, actors: Actors, terms: Sequence[Any], rollout: Rollout, mask_BT: Tensor) -> PolicyOutput:
     """The differentiable quantities that the terms asked for, zero in masked places. Text of pretraining is at τ = 1."""
     needs = frozenset().union(*(term.needs for term in terms))
-    temperature = 1.0 if "pretrain" in needs else cfg.temperature
+    temperature = 1.0 if "pretrain" in needs else cfg.scoring_temperature
     output = actors.policy.forward(rollout, temperature=temperature, entropy="entropy" in needs, kl="full_kl" in needs)
     values_BT = getattr(actors.critic, "heads", actors.critic.values)(rollout) if "values" in needs else None
     return PolicyOutput(
         output.logprobs_BT.masked_fill(~mask_BT, 0.0),
         output.entropy_BT.masked_fill(~mask_BT, 0.0) if "entropy" in needs else None,
-        None if values_BT is None else values_BT.masked_fill(~rollout.places_BT, 0.0),
+        None if values_BT is None else rewards.held(values_BT, rollout).masked_fill(~rollout.places_BT, 0.0),
         output.kl_BT.masked_fill(~mask_BT, 0.0) if "full_kl" in needs else None,
     )
 
@@ -128,7 +128,7 @@ def select(cfg: RLParameters, batch: Batch, index: Tensor) -> Minibatch:
     mask_BT, places_BT = batch.rollout.mask_BT[index] & trained_B1, batch.rollout.places_BT[index] & trained_B1
     advantages_BT = batch.advantages_BT[index]
     if cfg.whiten_advantages == "minibatch":
-        advantages_BT = masked.whiten(advantages_BT, mask_BT, ddof=cfg.whiten_ddof)
+        advantages_BT = masked.whiten(advantages_BT, mask_BT, shift_mean=cfg.advantages_shift_mean, ddof=cfg.whiten_ddof)
     picked = {
         name: None if (value := getattr(batch, name)) is None else value[index]
         for name in ("old_logprobs_BT", "ref_logprobs_BT", "returns_BT", "scores_B", "values_BT")

@@ -711,6 +711,10 @@ CHANGES = {
     "whiten_advantages": "minibatch",
     "whiten_rewards": True,
     "whiten_ddof": 1,
+    "advantages_shift_mean": False,
+    "rewards_shift_mean": True,
+    "baseline": "before_kl",
+    "logprob_temperature": "one",
     "no_eos_score": -1.0,
     "no_eos_penalty": 0.5,
     "evaluation": {**SMALL["evaluation"], "prompts": 4},
@@ -774,10 +778,13 @@ def listed(slot, component):
 
 @pytest.mark.parametrize("field", CHANGES)
 def test_every_field_changes_some_row(rows_of, field):
-    """`warmup_from` needs a warm-up, `kl_placement` a KL in the loss."""
+    """`warmup_from` needs a warm-up, `kl_placement` a KL in the loss, `baseline` a group, and so on."""
     extra = {"warmup_steps": 2} if field == "warmup_from" else {}
     extra |= {"kl": {"name": "adaptive", "target": 3.0, "clip": 1.0}} if field == "kl_unit" else {}
     extra |= {"kl_placement": "loss", "objective": [*ALL_TERMS, "kl_loss"]} if field == "kl_placement" else {}
+    extra |= {"whiten_rewards": True} if field == "rewards_shift_mean" else {}
+    extra |= {"temperature": 0.7} if field == "logprob_temperature" else {}
+    extra |= {"advantage": "rloo", "learning_rate": 0.02} if field == "baseline" else {}
     assert rows_of(**{**extra, field: CHANGES[field]}) != rows_of(**extra)
 
 
