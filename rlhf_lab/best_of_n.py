@@ -45,3 +45,13 @@ def best_of_n_kl(n: ArrayLike) -> NDArray[np.float64] | np.float64:
     """
     n = np.asarray(n, dtype=float)
     return (np.log(n) - (n - 1) / n)[()]
+
+
+def accepted(reward_N: ArrayLike, beta: float, uniform_N: ArrayLike) -> NDArray[np.bool_]:
+    """Which of N samples of π rejection sampling keeps: each with probability e^{(r − max r)/β}.
+
+    What is kept follows π* ∝ π e^{r/β} as N grows; with few samples max r is too low, and the kept ones are too near to π
+    (Liu et al. 2024, RSO, algorithm 1, in one pass).
+    """
+    reward_N = np.asarray(reward_N, dtype=float)
+    return np.asarray(uniform_N) < np.exp((reward_N - reward_N.max()) / beta)

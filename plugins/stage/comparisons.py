@@ -8,10 +8,9 @@ from rlhf_lab.contracts import Component, Ranking, StageRef, hookimpl, param, sl
 from rlhf_lab.errors import DataError
 from rlhf_lab.lm.files import load_causal_lm, load_encoder
 from rlhf_lab.lm.precision import ready
-from rlhf_lab.lm.sampling import rollout
 from rlhf_lab.rewards import checked
 from rlhf_lab.store import write_atomically
-from rlhf_lab.streams import shuffled_batches
+from rlhf_lab_plugins.stage.sampled_prompts import sampled_prompts
 
 
 class Comparisons(Component):
@@ -37,34 +36,16 @@ class Comparisons(Component):
         model = ready(load_causal_lm(ctx.input(self.policy)), ctx, frozen=True)
         encoder, labeler = load_encoder(ctx.input(self.policy), ctx.template), self.labeler.open(ctx)
         for split, n in (("train", self.prompts), ("validation", self.validation_prompts)):
-            rankings = [
-                ranking for part in self.batches(ctx, split, n) for ranking in self.rank(ctx, model, encoder, labeler, *part)
-            ]
+            batches = sampled_prompts(self, ctx, model, encoder, split, n, self.completions)
+            rankings = [ranking for batch in batches for ranking in self.rank(ctx, labeler, *batch)]
             if n and not rankings:
                 raise DataError(f"stage {ctx.stage}: the labeler {self.labeler.name!r} finds all responses alike")
             write_rankings(ctx.folder / f"rankings.{split}.jsonl", rankings)
             ctx.log(0, split, rankings=len(rankings))
 
-    def batches(self, ctx, split, n):
-        """(stream counters, prompts) of each batch."""
-        prompts, per_batch = ctx.data.prompts(split), max(1, self.batch_size // self.completions)
-        order = shuffled_batches(len(prompts), n, 0, ctx.seed, f"comparisons.{split}") if n else []
-        for first in range(0, n, per_batch):
-            ctx.report(first, n, split)
-            yield (int(split == "validation"), first), [prompts[i] for i in order[first : first + per_batch]]
-
-    def rank(self, ctx, model, encoder, labeler, counters, prompts):
+    def rank(self, ctx, labeler, counters, prompts, sampled):
         with ctx.accelerator.autocast():
-            sampled = rollout(
-                model,
-                encoder,
-                prompts,
-                ctx.rng("comparisons", *counters),
-                samples=self.completions,
-                response_length=self.response_length,
-                temperature=self.temperature,
-            )
-        scores_BK = checked(self.labeler.name, labeler(sampled), sampled).scores_B.view(-1, self.completions)
+            scores_BK = checked(self.labeler.name, labeler(sampled), sampled).scores_B.view(-1, self.completions)
         noise = ctx.rng("label_noise", *counters)
         for b, scores_K in enumerate(scores_BK):
             ratings = swapped(scores_K.tolist(), noise) if noise.random() < self.flip else scores_K.tolist()
@@ -87,6 +68,20 @@ def swapped(ratings, rng):
 def write_rankings(path, rankings):
     lines = [json.dumps(vars(ranking)) for ranking in rankings]
     write_atomically(path, "".join(f"{line}\n" for line in lines))
+
+
+def read_rankings(folder, split):
+    with open(folder / f"rankings.{split}.jsonl", encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file]
+    return [Ranking(row["prompt"], *(tuple(row[key]) for key in ("completions", "ratings", "ended"))) for row in rows]
+
+
+def given_rankings(ctx, stages, split):
+    """The rankings that a stage of this kind wrote, or several, one after the other; without any, those of the data."""
+    if stages is None:
+        return ctx.data.rankings(split)
+    named = [stages] if isinstance(stages, str) else stages
+    return [ranking for stage in named for ranking in read_rankings(ctx.input(stage), split)]
 
 
 @hookimpl

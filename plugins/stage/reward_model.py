@@ -1,24 +1,24 @@
 """The reward model: a scalar head on the supervised model, trained on rankings."""
 
 import itertools
-import json
 import math
 from typing import Literal
 
 import torch
 
-from rlhf_lab.contracts import Ranking, StageRef, hookimpl, param, slot
+from rlhf_lab.contracts import StageRef, hookimpl, param, slot
 from rlhf_lab.errors import DataError
 from rlhf_lab.lm.files import load_backbone, load_causal_lm, load_encoder, merged
 from rlhf_lab.lm.precision import ready
 from rlhf_lab.lm.sampling import rollout
 from rlhf_lab.lm.scalar import Pooling, ScalarModel
 from rlhf_lab.lm.tokens import trim
-from rlhf_lab.lm.training import SupervisedParameters, fit, prepared
+from rlhf_lab.lm.training import AdaptationParameters, FitParameters, fit, prepared
 from rlhf_lab.streams import shuffled_batches
+from rlhf_lab_plugins.stage.comparisons import given_rankings
 
 
-class RewardModel(SupervisedParameters):
+class RewardModel(AdaptationParameters, FitParameters):
     """r(x, y) = gain · pool(w·h + b) + bias, trained so that preferred responses score higher.
 
     All completions of a prompt are in one batch element and pass the network once each (Ouyang et al. 2022, eq. 1).
@@ -28,7 +28,9 @@ class RewardModel(SupervisedParameters):
 
     kind, name = "stage", "reward_model"
     init: StageRef = param("sft", "the stage that the backbone comes from")
-    comparisons: StageRef | None = param(None, "a stage that made rankings; default: those of the data")
+    comparisons: StageRef | list[StageRef] | None = param(
+        None, "a stage that made rankings, or several whose rankings are put together; default: those of the data"
+    )
     share: tuple[float, float] = param((0.0, 1.0), "the part of the training rankings that is used, as fractions of the list")
     examples: int | None = param(None, "use the first so many rankings of that part; default: all", ge=1)
     loss: slot("reward_loss") = param("kwise", "what is minimised")
@@ -56,20 +58,21 @@ class RewardModel(SupervisedParameters):
             batch = [examples[i] for i in index]
             return {"loss": self.accumulate(ctx, model, encoder, batch), "rankings": len(batch)}
 
-        def validate(epoch, step):
-            if held_out:
-                ctx.log(step, "validation", **self.validation(ctx, model, encoder, held_out), epoch=epoch + 1)
+        def validate(step):
+            if held_out and step % per_epoch == 0:
+                ctx.log(step, "validation", **self.validation(ctx, model, encoder, held_out), epoch=step // per_epoch)
 
+        per_epoch = self.steps_per_epoch(len(examples))
         if self.validate_at_start:
-            validate(-1, 0)
-        fit(self, ctx, model, len(examples), gradient, validate)
+            validate(0)
+        fit(self, ctx, model, len(examples), gradient, validate, dropout=self.dropout)
         model.backbone = merged(model.backbone)
         self.normalise(ctx, model, encoder)
         model.save(ctx.folder, encoder.tokenizer)
 
     def rankings(self, ctx, split):
         """The rankings of a split; of the training split only the share that this reward model may see."""
-        rankings = ctx.data.rankings(split) if self.comparisons is None else read_rankings(ctx.input(self.comparisons), split)
+        rankings = given_rankings(ctx, self.comparisons, split)
         if split == "train":
             first, last = (round(edge * len(rankings)) for edge in self.share)
             rankings = rankings[first:last][: self.examples]
@@ -132,12 +135,6 @@ class RewardModel(SupervisedParameters):
                 response_length=self.sample_length,
                 temperature=self.sample_temperature,
             )
-
-
-def read_rankings(folder, split):
-    with open(folder / f"rankings.{split}.jsonl", encoding="utf-8") as file:
-        rows = [json.loads(line) for line in file]
-    return [Ranking(row["prompt"], *(tuple(row[key]) for key in ("completions", "ratings", "ended"))) for row in rows]
 
 
 def score_rankings(ctx, model, encoder, rankings):

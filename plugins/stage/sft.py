@@ -10,11 +10,12 @@ from rlhf_lab.evaluation import sample_rows
 from rlhf_lab.lm.files import load_causal_lm, load_encoder, merged, save_causal_lm
 from rlhf_lab.lm.logprobs import make_head_input_contiguous, response_logprobs
 from rlhf_lab.lm.sampling import rollout
-from rlhf_lab.lm.tokens import Encoder, trim
-from rlhf_lab.lm.training import SupervisedParameters, fit, prepared
+from rlhf_lab.lm.tokens import Encoder, microbatch_rows, trim
+from rlhf_lab.lm.training import AdaptationParameters, FitParameters, fit, prepared
+from rlhf_lab_plugins.stage.rejection_sampling import read_demonstrations
 
 
-class SFT(SupervisedParameters):
+class SFT(AdaptationParameters, FitParameters):
     """L = −Σ_t m_t log π(y_t | x, y_<t) / Σ_t m_t, over the response tokens of a batch, EOS included.
 
     The sum over tokens is divided by the true number of tokens of the whole batch, however it is split. Steps rows:
@@ -24,6 +25,7 @@ class SFT(SupervisedParameters):
 
     kind, name = "stage", "sft"
     init: StageRef | None = param(None, "a stage to start from; default: the base model")
+    demonstrations: StageRef | None = param(None, "a stage that wrote demonstrations; default: those of the data")
     examples: int | None = param(None, "use the first so many demonstrations; default: all", ge=1)
     pretraining_fraction: float = param(
         0.0,
@@ -39,8 +41,8 @@ class SFT(SupervisedParameters):
 
     def run(self, ctx):
         model, encoder = start(ctx, self.init)
-        demonstrations = ctx.data.demonstrations("train")[: self.examples]
-        held_out = ctx.data.demonstrations("validation")[: self.validation_examples]
+        demonstrations = self.shown(ctx, "train")[: self.examples]
+        held_out = self.shown(ctx, "validation")[: self.validation_examples]
         if not demonstrations:
             raise DataError("there are no demonstrations to train on")
         log_samples(self, ctx, model, encoder, 0)
@@ -54,14 +56,22 @@ class SFT(SupervisedParameters):
             parts = [batch, encoder.texts([pretraining[i] for i in picked])] if extra else [batch]
             return {"loss": token_mean_gradient(ctx, trained, parts, self.microbatch_size)}
 
-        def validate(epoch, step):
-            loss = mean_loss(ctx, trained, encoder, held_out, self.microbatch_size or self.batch_size)
-            ctx.log(step, "validation", loss=loss, perplexity=math.exp(min(loss, 700.0)), epoch=epoch + 1)
+        def validate(step):
+            if step % per_epoch == 0:
+                loss = mean_loss(ctx, trained, encoder, held_out, self.microbatch_size or self.batch_size)
+                ctx.log(step, "validation", loss=loss, perplexity=math.exp(min(loss, 700.0)), epoch=step // per_epoch)
 
-        fit(self, ctx, trained, len(demonstrations), gradient, validate)
+        per_epoch = self.steps_per_epoch(len(demonstrations))
+        fit(self, ctx, trained, len(demonstrations), gradient, validate, dropout=self.dropout)
         final = merged(trained)
-        log_samples(self, ctx, final, encoder, self.epochs * math.ceil(len(demonstrations) / self.batch_size))
+        log_samples(self, ctx, final, encoder, self.epochs * per_epoch)
         save_causal_lm(final, encoder.tokenizer, ctx.folder)
+
+    def shown(self, ctx, split):
+        """The demonstrations of a split."""
+        if self.demonstrations is None:
+            return ctx.data.demonstrations(split)
+        return read_demonstrations(ctx.input(self.demonstrations), split)
 
 
 def start(ctx, init):
@@ -84,7 +94,7 @@ def token_mean_gradient(ctx, model, parts, microbatch_size):
     """Accumulates the gradient of the token mean over all `parts`; returns the loss in nats per token."""
     n_tokens, total = sum(int(part.mask_BT.sum()) for part in parts), 0.0
     for part in parts:
-        for rows in torch.arange(len(part)).split(microbatch_size or len(part)):
+        for rows in microbatch_rows(part, microbatch_size):
             rollout_bt = trim(part.rows(rows)).to(ctx.device)
             with ctx.accelerator.autocast():
                 loss = -response_logprobs(model, rollout_bt).sum() / n_tokens

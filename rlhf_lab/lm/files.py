@@ -13,8 +13,14 @@ from rlhf_lab.lm.logprobs import make_head_input_contiguous
 from rlhf_lab.lm.tokens import Encoder
 
 
+def model_folder(folder: Path) -> Path:
+    """Where in a stage's folder its model is: stages that train a policy keep it in `policy`."""
+    return folder / "policy" if (folder / "policy").is_dir() else folder
+
+
 def _pretrained(loader: Any, folder: Path) -> Any:
     """Loads strictly: a checkpoint of another architecture is an error, not a half-random model."""
+    folder = model_folder(folder)
     try:
         model, info = loader.from_pretrained(
             folder, dtype=torch.float32, use_safetensors=True, local_files_only=True, output_loading_info=True
@@ -46,14 +52,14 @@ def load_backbone(folder: Path) -> Any:
 def load_tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    return AutoTokenizer.from_pretrained(model_folder(folder), local_files_only=True)
 
 
 def load_encoder(folder: Path, template: Any) -> Encoder:
     """The tokenizer of a stage with the run's template."""
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(folder, local_files_only=True).get_text_config()
+    config = AutoConfig.from_pretrained(model_folder(folder), local_files_only=True).get_text_config()
     return Encoder(load_tokenizer(folder), template, context=getattr(config, "max_position_embeddings", 10**9))
 
 

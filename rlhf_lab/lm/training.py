@@ -1,27 +1,30 @@
-"""Supervised training, as SFT and reward models share it: epochs of shuffled batches under a learning-rate schedule."""
+"""Training on a fixed list of examples, which all stages but RL share: epochs of shuffled batches under a schedule."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import nn
 
 from rlhf_lab.checkpoint import Checkpoint, load_optimizer, optimizer_tensors
 from rlhf_lab.context import StageContext
 from rlhf_lab.contracts import Component, param
-from rlhf_lab.errors import NumericsError
 from rlhf_lab.lm.adapters import with_adapter
 from rlhf_lab.lm.files import freeze_embeddings, set_dropout
 from rlhf_lab.lm.precision import ready
+from rlhf_lab.not_finite import ABOUT, OnNaN, may_step
 from rlhf_lab.schedule import Schedule, rate, set_rates
 
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
-class SupervisedParameters(Component):
-    """The parameters that every supervised stage has."""
+
+class FitParameters(Component):
+    """The parameters of `fit`, which every stage that trains on a fixed list of examples has."""
 
     seed: int | Literal["run"] = param(0, "a number: the same in every run; 'run': the seed of the run")
     epochs: int = param(1, "passes over the examples", ge=1)
@@ -33,10 +36,20 @@ class SupervisedParameters(Component):
         0.1, "the schedule ends at this share of the learning rate", ge=0, le=1, source="Ouyang et al. 2022, C.1"
     )
     warmup_steps: int = param(0, "optimiser steps of linear warm-up from 0", ge=0)
-    adam_betas: tuple[float, float] = param((0.9, 0.95), "Adam β1, β2", source="Ouyang et al. 2022, C")
+    adam_betas: tuple[Decay, Decay] = param((0.9, 0.95), "Adam β1, β2", source="Ouyang et al. 2022, C")
     adam_eps: float = param(1e-8, "Adam ε", gt=0)
     weight_decay: float = param(0.0, "decoupled weight decay", ge=0)
     max_grad_norm: float | None = param(1.0, "clip of the gradient norm; null for none", gt=0)
+    on_nan: OnNaN = param("fail", ABOUT)
+
+    def steps_per_epoch(self, n_examples: int) -> int:
+        """The last batch of an epoch may be smaller."""
+        return math.ceil(n_examples / self.batch_size)
+
+
+class AdaptationParameters(Component):
+    """What of a model is trained, and how."""
+
     dropout: float = param(0.0, "residual and attention dropout while training", ge=0, lt=1)
     adaptation: Literal["full", "lora"] = param("full", "what is trained; an adapter is merged when the stage is saved")
     lora_rank: int = param(16, "r", ge=1)
@@ -44,7 +57,7 @@ class SupervisedParameters(Component):
     freeze_embeddings: bool = param(False, "with `full`: leave the embedding (and a tied output layer) as it is")
 
 
-def prepared(cfg: SupervisedParameters, ctx: StageContext, model: Any) -> Any:
+def prepared(cfg: AdaptationParameters, ctx: StageContext, model: Any) -> Any:
     """The model with what is to be trained made trainable."""
     if cfg.dropout:
         set_dropout(model, cfg.dropout)
@@ -57,15 +70,17 @@ def prepared(cfg: SupervisedParameters, ctx: StageContext, model: Any) -> Any:
 
 
 def fit(
-    cfg: SupervisedParameters,
+    cfg: FitParameters,
     ctx: StageContext,
     module: nn.Module,
     n_examples: int,
     gradient: Callable[[int, np.ndarray], Mapping[str, float]],
-    after_epoch: Callable[[int, int], None],
+    after_step: Callable[[int], None],
+    *,
+    dropout: float = 0.0,
 ) -> None:
     """Adam on all examples, `cfg.epochs` times. `gradient(step, index)` accumulates the gradient of a batch and returns
-    metrics; `after_epoch(epoch, step)` validates. The last batch of an epoch may be smaller.
+    metrics; `after_step(n)` is called when n steps are done, and validates now and then.
     """
     parameters = [p for p in module.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
@@ -73,28 +88,35 @@ def fit(
     )
     for group in optimizer.param_groups:
         group["initial_lr"] = cfg.learning_rate
-    per_epoch = math.ceil(n_examples / cfg.batch_size)
+    per_epoch = cfg.steps_per_epoch(n_examples)
     total = cfg.epochs * per_epoch
-    start = restore(module, optimizer, ctx.resume())
-    for epoch in range(start // per_epoch, cfg.epochs):
-        order = ctx.rng("examples", epoch).permutation(n_examples)
-        for batch in range(max(0, start - epoch * per_epoch), per_epoch):
-            step = epoch * per_epoch + batch
-            set_rates(optimizer, rate(step, total, cfg.schedule, warmup=cfg.warmup_steps, floor=cfg.floor))
-            optimizer.zero_grad(set_to_none=True)
-            with dropout_on(cfg, ctx, module, step):
-                metrics = dict(gradient(step, order[batch * cfg.batch_size : (batch + 1) * cfg.batch_size]))
-            norm = nn.utils.clip_grad_norm_(parameters, cfg.max_grad_norm or math.inf)
-            if not math.isfinite(metrics["loss"]):
-                raise NumericsError(f"stage {ctx.stage}: the loss is {metrics['loss']} at step {step}; lower the learning rate")
+    start, order = restore(module, optimizer, ctx.resume()), np.empty(0)
+    for step in range(start, total):
+        epoch, batch = divmod(step, per_epoch)
+        if batch == 0 or step == start:
+            order = order_of_epoch(ctx, epoch, n_examples)
+        set_rates(optimizer, rate(step, total, cfg.schedule, warmup=cfg.warmup_steps, floor=cfg.floor))
+        optimizer.zero_grad(set_to_none=True)
+        with dropout_on(dropout, ctx, module, step):
+            metrics = dict(gradient(step, order[batch * cfg.batch_size : (batch + 1) * cfg.batch_size]))
+        norm = nn.utils.clip_grad_norm_(parameters, cfg.max_grad_norm or math.inf)
+        row = {**metrics, "grad_norm": norm.item(), "learning_rate": optimizer.param_groups[0]["lr"]}
+        if may_step({name: row[name] for name in ("loss", "grad_norm")}, cfg.on_nan, f"stage {ctx.stage}, step {step}"):
             optimizer.step()
-            ctx.log(step, "train", **metrics, grad_norm=norm.item(), learning_rate=optimizer.param_groups[0]["lr"])
-            ctx.report(step + 1, total, f"loss {metrics['loss']:.3f}")
-            if batch + 1 < per_epoch:
-                ctx.step_done(step + 1, lambda: (snapshot(module, optimizer), {}))
-        after_epoch(epoch, (epoch + 1) * per_epoch)
-        if epoch + 1 < cfg.epochs:
-            ctx.step_done((epoch + 1) * per_epoch, lambda: (snapshot(module, optimizer), {}))
+        else:
+            row["not_finite"] = 1
+        ctx.log(step, "train", **row)
+        if "not_finite" in row and cfg.on_nan == "stop":
+            break
+        ctx.report(step + 1, total, f"loss {metrics['loss']:.3f}")
+        after_step(step + 1)
+        if step + 1 < total:
+            ctx.step_done(step + 1, lambda: (snapshot(module, optimizer), {}))
+
+
+def order_of_epoch(ctx: StageContext, epoch: int, n_examples: int) -> np.ndarray:
+    """The order in which an epoch comes by its examples."""
+    return ctx.rng("examples", epoch).permutation(n_examples)
 
 
 def snapshot(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
@@ -117,9 +139,9 @@ def restore(module: nn.Module, optimizer: torch.optim.Optimizer, checkpoint: Che
 class dropout_on:
     """Inside, the module trains with dropout drawn from the stage's stream; without dropout it stays in eval mode."""
 
-    def __init__(self, cfg: SupervisedParameters, ctx: StageContext, module: nn.Module, step: int) -> None:
-        self.rate, self.module = cfg.dropout, module
-        self.seed = int(ctx.rng("dropout", step).integers(2**63)) if cfg.dropout else 0
+    def __init__(self, rate: float, ctx: StageContext, module: nn.Module, step: int) -> None:
+        self.rate, self.module = rate, module
+        self.seed = int(ctx.rng("dropout", step).integers(2**63)) if rate else 0
 
     def __enter__(self) -> None:
         if self.rate:
