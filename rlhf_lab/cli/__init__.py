@@ -7,6 +7,7 @@ from __future__ import annotations
 import click
 
 from rlhf_lab.cli.check import check
+from rlhf_lab.cli.diff import diff
 from rlhf_lab.cli.plot import plot
 from rlhf_lab.cli.plugins import plugins
 from rlhf_lab.cli.run import config, plan, run
@@ -18,5 +19,5 @@ def main() -> None:
     """The laboratory for classic RLHF: one spec, SFT → reward model → PPO, tidy tables, reward-vs-KL figures."""
 
 
-for command in (run, plan, config, plugins, check, plot):
+for command in (run, plan, config, diff, plugins, check, plot):
     main.add_command(command)
