@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,9 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from rlhf_lab.cadence import NEVER, Cadence
 from rlhf_lab.checkpoint import Checkpoint, json_safe, newest_checkpoint, write_checkpoint
+from rlhf_lab.conditions import checked_to_be_the_same, conditions_of
 from rlhf_lab.errors import Interrupted
-from rlhf_lab.store import json_row
+from rlhf_lab.faults import fault
+from rlhf_lab.store import append_line, json_row
 from rlhf_lab.streams import stream, torch_stream
 
 if TYPE_CHECKING:
@@ -24,8 +26,9 @@ if TYPE_CHECKING:
 class StageContext:
     """Everything a stage may touch.
 
-    `report(done, total, text)` is called as work proceeds; `checkpoint_every` is in seconds; `stop_requested()` turns
-    true when the process has been asked to end.
+    `report(done, total, text)` is called as work proceeds; `stop_requested()` turns true when the process has been asked to
+    end; `still_mine()` raises LeaseLost where another process took the stage over. `sources` are hashes of the code that
+    computes it; `allow_changed` says that a checkpoint from other code, versions or devices may be gone on from.
     """
 
     def __init__(
@@ -37,12 +40,17 @@ class StageContext:
         inputs: Mapping[str, Path],
         spec_folder: Path,
         report: Callable[[int, int, str], None] = lambda done, total, text: None,
-        checkpoint_every: float = math.inf,
+        checkpoint_every: Cadence = NEVER,
         stop_requested: Callable[[], bool] = lambda: False,
+        still_mine: Callable[[], None] = lambda: None,
+        sources: Mapping[str, str] | None = None,
+        allow_changed: bool = False,
     ) -> None:
         self.config, self.stage, self.seed, self.folder = config, stage, seed, folder
         self.inputs, self.spec_folder, self.report = inputs, spec_folder, report
-        self.checkpoint_every, self.stop_requested = checkpoint_every, stop_requested
+        self.checkpoint_every, self.stop_requested, self.still_mine = checkpoint_every, stop_requested, still_mine
+        self.sources, self.allow_changed = dict(sources or {}), allow_changed
+        self.conditions: Sequence[Mapping[str, Any]] = ()
         self._saved = time.monotonic()
 
     # Randomness
@@ -85,15 +93,22 @@ class StageContext:
     # Going on after an interruption
 
     def resume(self) -> Checkpoint | None:
-        """Where an earlier process left off, if it did: the tables are cut back to that step."""
-        return newest_checkpoint(self.folder)
+        """Where an earlier process left off, if it did: the tables are cut back to that step.
+
+        Raises ResumeRefused where the numbers would not be those of an undisturbed run, unless that is allowed.
+        """
+        found, now = newest_checkpoint(self.folder), conditions_of(self)
+        self.conditions = checked_to_be_the_same(found, now, self) if found else [now]
+        return found
 
     def step_done(self, step: int, snapshot: Callable[[], tuple[dict[str, torch.Tensor], dict[str, Any]]]) -> None:
         """Called between steps: saves a checkpoint if one is due. Raises Interrupted, after saving, if asked to stop."""
+        self.still_mine()
+        fault("stage.step", self.folder)
         stop = self.stop_requested()
-        if stop or time.monotonic() - self._saved >= self.checkpoint_every:
+        if stop or self.checkpoint_every.due(step, time.monotonic() - self._saved):
             tensors, state = snapshot()
-            write_checkpoint(self.folder, Checkpoint(step, tensors, json_safe(state)))
+            write_checkpoint(self.folder, Checkpoint(step, tensors, json_safe(state), self.conditions))
             self._saved = time.monotonic()
         if stop:
             raise Interrupted(f"stage {self.stage} was stopped after step {step}; the same command goes on from there")
@@ -111,5 +126,4 @@ class StageContext:
             self._append("samples.jsonl", {"stage": self.stage, "step": step, **row})
 
     def _append(self, name: str, row: Mapping[str, Any]) -> None:
-        with open(self.folder / name, "a", encoding="utf-8") as file:
-            file.write(json_row(row))
+        append_line(self.folder / name, json_row(row))

@@ -13,6 +13,12 @@ class SpecError(LabError):
     exit_code = 2
 
 
+class NothingToDo(LabError):
+    """What was asked for is about runs or processes that there are none of."""
+
+    exit_code = 5
+
+
 class PluginError(LabError):
     """A plugin that the spec uses cannot be loaded, or two distributions claim one name."""
 
@@ -39,3 +45,23 @@ class Interrupted(LabError):
     """A stage stopped at the end of a step because it was asked to; its checkpoint is complete."""
 
     exit_code = 75
+
+
+class LeaseLost(LabError):
+    """This process was taken for dead, and another goes on with its stage; so it must not write any more."""
+
+    exit_code = 75
+
+
+class ResumeRefused(LabError):
+    """A checkpoint was made under conditions that would give other numbers than those of now."""
+
+
+class StorageError(LabError):
+    """The disk is full or broken; what was written before is whole, and the same command goes on when there is room."""
+
+    exit_code = 75
+
+
+class SweepBusy(LabError):
+    """Another process works on the same results."""

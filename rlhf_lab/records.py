@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,9 +17,8 @@ import pandas as pd
 
 from rlhf_lab.errors import DataError
 from rlhf_lab.frontier import from_table
-from rlhf_lab.store import is_committed, read_json
+from rlhf_lab.store import SCHEMA, is_committed, read_json, write_atomically
 
-SCHEMA = "1"
 COLUMNS: Mapping[str, tuple[str, ...]] = {
     "runs": ("run_id", "arm", "seed", "status", "seconds"),
     "steps": (
@@ -43,7 +40,15 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
 
 
 def compact(results: Path) -> dict[str, pd.DataFrame]:
-    """Writes the three tables of the runs that plan.json lists, in its order; rebuilding them loses nothing.
+    """Writes the three tables; rebuilding them loses nothing."""
+    made = tables(results)
+    for name, frame in made.items():
+        write_parquet(frame, results / f"{name}.parquet")
+    return made
+
+
+def tables(results: Path) -> dict[str, pd.DataFrame]:
+    """The tables of the runs that plan.json lists, in its order, from the stages that are finished at this moment.
 
     What an earlier version of the spec ran stays in the folder, and is in the tables again when a spec asks for it again.
     """
@@ -54,11 +59,18 @@ def compact(results: Path) -> dict[str, pd.DataFrame]:
         rows["runs"].append(run_row(folder, run))
         rows["steps"] += stage_rows(run, "steps.jsonl", ("run_id", "arm", "seed"))
         rows["samples"] += stage_rows(run, "samples.jsonl", ("run_id",))
-    tables = {name: tidy(name, table) for name, table in rows.items()}
-    tables["steps"] = with_frontier(tables["steps"])
-    for name, frame in tables.items():
-        write_parquet(frame, results / f"{name}.parquet")
-    return tables
+    made = {name: tidy(name, table) for name, table in rows.items()}
+    made["steps"] = with_frontier(made["steps"])
+    made["runs"] = with_updates_left_out(made["runs"], made["steps"])
+    return made
+
+
+def with_updates_left_out(runs: pd.DataFrame, steps: pd.DataFrame) -> pd.DataFrame:
+    """Adds `not_finite`, how many updates a run left out since a number was NaN or infinite, if any run of the sweep did."""
+    if "not_finite" not in steps:
+        return runs
+    counts = steps.groupby("run_id")["not_finite"].sum()
+    return runs.assign(not_finite=runs["run_id"].map(counts).fillna(0).astype(int))
 
 
 def with_frontier(steps: pd.DataFrame) -> pd.DataFrame:
@@ -128,9 +140,9 @@ def stage_rows(run: Mapping[str, Any], file: str, keys: tuple[str, ...]) -> Iter
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """JSON lines; null stands for NaN."""
-    with open(path, encoding="utf-8") as file:
-        for line in file:
+    """JSON lines; null stands for NaN. A last line that is not whole is passed over: it is being written, or was cut off."""
+    with open(path, "rb") as file:
+        for line in filter(lambda line: line.endswith(b"\n"), file):
             yield {key: math.nan if value is None else value for key, value in json.loads(line).items()}
 
 
@@ -140,16 +152,24 @@ def write_parquet(frame: pd.DataFrame, path: Path) -> None:
     import pyarrow.parquet
 
     table = pyarrow.Table.from_pandas(frame, preserve_index=False)
-    table = table.replace_schema_metadata({**(table.schema.metadata or {}), b"rlhf_lab.schema": SCHEMA.encode()})
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
+    table = table.replace_schema_metadata({**(table.schema.metadata or {}), b"rlhf_lab.schema": str(SCHEMA).encode()})
+    buffer = pyarrow.BufferOutputStream()
+    pyarrow.parquet.write_table(table, buffer, compression="zstd")
+    write_atomically(path, buffer.getvalue().to_pybytes())
+
+
+def check_schema(path: Path) -> None:
+    """Raises DataError for a table that a newer rlhf_lab wrote, or that is none."""
+    import pyarrow
+    import pyarrow.parquet
+
     try:
-        pyarrow.parquet.write_table(table, temporary, compression="zstd")
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+        metadata = pyarrow.parquet.read_schema(path).metadata or {}
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        raise DataError(f"{path} cannot be read as parquet ({error}); `rlhf-lab run` writes it anew") from None
+    schema = int(metadata.get(b"rlhf_lab.schema", SCHEMA))
+    if schema > SCHEMA:
+        raise DataError(f"{path} was written by a newer rlhf_lab (schema {schema}, this one knows {SCHEMA}); install that one")
 
 
 def load(folder: str | Path, table: str = "steps") -> pd.DataFrame:
@@ -165,6 +185,7 @@ def load(folder: str | Path, table: str = "steps") -> pd.DataFrame:
         raise DataError(f"there is no table {table!r}; there are {', '.join(COLUMNS)}")
     if not path.is_file():
         raise DataError(f"{path} does not exist; is {folder} the folder of a finished sweep?")
+    check_schema(path)
     frame = pd.read_parquet(path)
     if table == "runs":
         return frame

@@ -122,12 +122,12 @@ sys.path.insert(0, sys.argv[3])
 import torch; torch.set_num_threads(1)
 import tiny_world
 from pathlib import Path
-from rlhf_lab import context
+from rlhf_lab.cadence import Cadence
 from rlhf_lab.checkpoint import keep_only_resumable, remove_checkpoints
 from test_resume import CASES
 folder, world, kill_at = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[4])
 ctx = tiny_world.context("rl", CASES["rl"], folder, world)
-ctx.checkpoint_every, done = 0.0, [0]
+ctx.checkpoint_every, done = Cadence(steps=1), [0]
 plain = ctx.log
 def log(step, split, **metrics):
     plain(step, split, **metrics)

@@ -81,7 +81,7 @@ def test_floats_survive_a_row():
 def test_a_stage_is_computed_once(tmp_path):
     calls = []
 
-    def compute(folder):
+    def compute(folder, lease):
         calls.append(folder)
         (folder / "sub").mkdir()
         (folder / "sub" / "x").write_text("hello")
@@ -97,11 +97,11 @@ def test_the_next_attempt_is_given_what_a_failed_one_left(tmp_path):
     """It does not count until it is whole."""
     seen = []
 
-    def fail(folder):
+    def fail(folder, lease):
         (folder / "half").write_text("x")
         raise RuntimeError
 
-    def finish(folder):
+    def finish(folder, lease):
         seen.extend(path.name for path in folder.iterdir())
         (folder / "half").rename(folder / "whole")
 
@@ -125,7 +125,7 @@ def test_a_changed_or_missing_file_of_a_committed_folder_is_found(tmp_path):
 def test_of_many_at_once_one_computes(tmp_path):
     computed, start = [], threading.Barrier(4)
 
-    def compute(folder):
+    def compute(folder, lease):
         computed.append(threading.get_ident())
         (folder / "x").write_text("x")
 
