@@ -99,7 +99,7 @@ def test_the_good_spec_runs(spec):
         (
             "steps: 1",
             "objective: [ppo_clip, value_clip, pretrain_mix]",
-            "spec.yaml:12:5: pretrain_mix needs pretraining text, and data 'jsonl' has none; add `pretraining`",
+            "spec.yaml:12:39: pretrain_mix needs pretraining text, and data 'jsonl' has none; add `pretraining`",
         ),
         ("steps: 1", "kl: step_kl_doubling", "spec.yaml:12:5: the β of step_kl_doubling weighs the KL of the update"),
         ("steps: 1", "objective: [ppo_clip, kl_loss]", "set kl_placement: loss, or both if that is meant"),

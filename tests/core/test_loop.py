@@ -732,7 +732,7 @@ CHANGES_OF_COMPONENTS = [
         {"name": "causal_lm", "adaptation": "lora", "lora_rank": 2, "lora_alpha": 2.0},
         {"init": "comparisons", "adaptation": "full", "lora_rank": 3, "lora_alpha": 8.0},
     ),
-    ("policy", {"name": "causal_lm"}, {"freeze_embeddings": True}),
+    ("policy", {"name": "causal_lm"}, {"freeze_embeddings": True, "reference": "comparisons"}),
     (
         "critic",
         {"name": "value_model", "adaptation": "lora", "lora_rank": 2, "lora_alpha": 2.0},
