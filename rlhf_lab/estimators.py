@@ -27,6 +27,8 @@ from rlhf_lab.registry import Registry
 from rlhf_lab.rewards import token_rewards
 
 PROVIDED = frozenset({"values", "groups", "greedy_scores"})
+FULL = "full"
+KL_ESTIMATORS = (*ESTIMATORS, FULL)
 PLACEMENTS = ("reward", "loss")
 
 
@@ -89,8 +91,10 @@ def advantages(world: World, estimator: Any, kl: str, beta: float, law: Law, cri
     """A_MGT: what the estimator makes of each batch, its token rewards being score and −β·k."""
     space = world.space
     policy_NT, ref_NT = (table_SV[space.state_NT, space.token_NT] for table_SV in (world.logprobs_SV, world.ref_logprobs_SV))
-    rewards_NT = token_rewards(world.rewards_N, per_token(kl, policy_NT, ref_NT, space.mask_NT), space.mask_NT, beta)
-    penalties_SV = -beta * ESTIMATORS[kl](world.logprobs_SV - world.ref_logprobs_SV)
+    exact_NT = state_kl(world)[space.state_NT]
+    rewards_NT = token_rewards(world.rewards_N, per_token(kl, policy_NT, ref_NT, space.mask_NT, exact_NT), space.mask_NT, beta)
+    log_ratio_SV = world.logprobs_SV - world.ref_logprobs_SV
+    penalties_SV = -beta * (state_kl(world)[:, None] if kl == FULL else ESTIMATORS[kl](log_ratio_SV))
     values_S = exact.values(world.logprobs_SV, world.rewards_N, space, penalties_SV)[0] + critic_error * world.critic_error_S
     values_NT = values_S[space.state_NT].masked_fill(~space.mask_NT, 0.0)
     greedy_score = world.rewards_N[greedy_response(world)]
@@ -118,6 +122,23 @@ def greedy_response(world: World) -> int:
     return place - len(world.space.states)
 
 
+def state_kl(world: World) -> Tensor:
+    """KL(π(·|s)‖ref(·|s)) at each state, in nats."""
+    return (world.logprobs_SV.exp() * (world.logprobs_SV - world.ref_logprobs_SV)).sum(-1)
+
+
+def full_loss_gradients(world: World, beta: float) -> Tensor:
+    """−β Σ_t ∇ KL(s_t), shape (N, S·V): what a term + β Σ_t KL(s_t) in the loss adds to the gradient of a response.
+
+    ∂KL(s)/∂logit(s, v) = π(v|s) (log π(v|s) − log ref(v|s) − KL(s)).
+    """
+    space, log_ratio_SV = world.space, world.logprobs_SV - world.ref_logprobs_SV
+    slope_SV = world.logprobs_SV.exp() * (log_ratio_SV - state_kl(world)[:, None])
+    visits_NS = torch.zeros(len(space.responses), len(space.states), dtype=torch.float64)
+    visits_NS.scatter_add_(1, space.state_NT, space.mask_NT.double())
+    return -beta * (visits_NS[:, :, None] * slope_SV).flatten(1)
+
+
 def loss_coefficients(world: World, kl: str, beta: float) -> Tensor:
     """−β k'(D) at each token, shape (N, T): what a term + β Σ_t k(log π − log ref) in the loss adds to the advantage."""
     space = world.space
@@ -130,9 +151,11 @@ def loss_coefficients(world: World, kl: str, beta: float) -> Tensor:
 # The law of a gradient, and the table
 
 
-def moments(coefficients_MGT: Tensor, score_NTD: Tensor, law: Law) -> tuple[Tensor, float]:
-    """Mean and total variance (trace of the covariance) of (1/G) Σ_i Σ_t c_it ∇ log π(y_it)."""
+def moments(coefficients_MGT: Tensor, score_NTD: Tensor, law: Law, extra_ND: Tensor | float = 0.0) -> tuple[Tensor, float]:
+    """Mean and total variance (trace of the covariance) of (1/G) Σ_i (Σ_t c_it ∇ log π(y_it) + extra_i)."""
     gradient_MD = torch.einsum("mgt,mgtd->md", coefficients_MGT, score_NTD[law.batches_MG]) / law.batches_MG.shape[1]
+    if isinstance(extra_ND, Tensor):
+        gradient_MD = gradient_MD + extra_ND[law.batches_MG].mean(1)
     mean_D = law.probability_M @ gradient_MD
     return mean_D, float(law.probability_M @ (gradient_MD - mean_D).square().sum(1))
 
@@ -184,7 +207,7 @@ def critics(estimator: Component | None) -> list[tuple[str, float]]:
 
 def _rows(world: World, estimator: Component | None, law: Law, score_NTD: Tensor, error: float) -> Iterator[dict[str, Any]]:
     """The rows of one estimator in one world; blank ones without an estimator."""
-    cells = itertools.product(ESTIMATORS, PLACEMENTS)
+    cells = itertools.product(KL_ESTIMATORS, PLACEMENTS)
     if estimator is None:
         blank = dict.fromkeys(("bias", "cosine", "variance", "kl_share", "kl_bias"), math.nan)
         yield from ({"kl": kl, "placement": placement} | blank for kl, placement in cells)
@@ -193,10 +216,12 @@ def _rows(world: World, estimator: Component | None, law: Law, score_NTD: Tensor
     without_kl_D, _ = moments(reward_only_MGT, score_NTD, law)
     for kl, placement in cells:
         if placement == "reward":
-            coefficients_MGT = advantages(world, estimator, kl, world.beta, law, error)
+            mean_D, variance = moments(advantages(world, estimator, kl, world.beta, law, error), score_NTD, law)
+        elif kl == FULL:
+            mean_D, variance = moments(reward_only_MGT, score_NTD, law, full_loss_gradients(world, world.beta))
         else:
             coefficients_MGT = reward_only_MGT + loss_coefficients(world, kl, world.beta)[law.batches_MG]
-        mean_D, variance = moments(coefficients_MGT, score_NTD, law)
+            mean_D, variance = moments(coefficients_MGT, score_NTD, law)
         yield {"kl": kl, "placement": placement} | _against_exact(world, mean_D, mean_D - without_kl_D, variance)
 
 

@@ -168,6 +168,40 @@ def test_k3_in_the_loss_has_the_gradient_of_the_forward_kl():
     torch.testing.assert_close(mean_D, expected.flatten(), rtol=1e-10, atol=1e-13)
 
 
+def test_the_exact_kl_of_each_state(table):
+    """In the reward a token does not pay for itself: where there is one, nobody pays. In the loss it is the gradient of the KL
+    for one token, without any noise of the KL's own; for more it misses, as k2 does, which states come later.
+    """
+    assert np.allclose(cells(table, ONE, kl="full", placement="reward")["kl_share"].abs().dropna(), 0, atol=ZERO)
+    assert (cells(table, MANY, kl="full", placement="reward")["kl_bias"] > 0.1).all()
+    assert (cells(table, ONE, kl="full", placement="loss")["kl_bias"] < ZERO).all()
+    full, k2 = (cells(table, MANY, kl=kl, placement="loss")["kl_bias"].to_numpy() for kl in ("full", "k2"))
+    np.testing.assert_allclose(full, k2, atol=ZERO)
+
+
+def test_the_gradient_of_the_exact_kl_is_that_of_autograd():
+    """Σ_t KL(s_t) of each response, differentiated by the logits."""
+    world = es.random_world(3, 2)
+    logits_SV = world.logprobs_SV.clone().requires_grad_()
+    logprobs_SV = logits_SV.log_softmax(-1)
+    kl_S = (logprobs_SV.exp() * (logprobs_SV - world.ref_logprobs_SV)).sum(-1)
+    for n, y in enumerate(world.space.responses):
+        visited = sum(kl_S[world.space.states.index(y[:t])] for t in range(len(y)))
+        (expected,) = torch.autograd.grad(-0.7 * visited, logits_SV, retain_graph=True)
+        torch.testing.assert_close(es.full_loss_gradients(world, 0.7)[n], expected.flatten())
+
+
+def test_registered_group_methods_show_the_known_facts(table):
+    """GRPO is not proportional to the true gradient, RLOO and ReMax are unbiased, Dr. GRPO is RLOO times (G − 1)/G."""
+    names = table.index.get_level_values("advantage")
+    for world in (ONE, MANY):
+        assert table.loc[world, "grpo", "none", "k1", "reward"]["cosine"] < 0.98
+        half = table.loc[world, "dr_grpo", "none", "k1", "reward"]
+        assert half["bias"] == pytest.approx(0.5, abs=ZERO) and half["cosine"] == pytest.approx(1, abs=ZERO)
+        if "remax" in names:
+            assert table.loc[world, "remax", "none", "k1", "reward"]["bias"] < ZERO
+
+
 # The machinery
 
 
