@@ -122,7 +122,9 @@ def test_words_that_say_nothing_are_no_file_names():
 DEFAULTS_OF_A_PIPELINE = {
     # The default pipeline is a spec that one need not write; where it stands is stated here.
     "rlhf_lab.rl_parameters": {"causal_lm", "value_model", "reward_model", "fixed", "gae", "ppo_clip", "value_clip", "none"},
-    "rlhf_lab.spec": {"none"},
+    "rlhf_lab.run_config": {"none"},
+    "rlhf_lab.resources": {"local"},
+    "rlhf_lab.testing.world": {"reward_model"},  # the folder of a finished stage
 }
 
 

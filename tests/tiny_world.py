@@ -1,8 +1,6 @@
-"""A world of sixteen words with models of two layers: everything that the laboratory does, in milliseconds.
+"""The tests' part of the kit's small world (`rlhf_lab.testing.world`): witnesses, a registry, and stages that run in it.
 
-Its components are registered like anybody's plugin; nothing in it is a mock. The models are untrained but initialised
-widely, so that their laws are far from uniform and every seam shows. GPT-2 stands beside Llama because rotary positions
-forgive a shift of all positions and learned ones do not.
+Its components are registered like anybody's plugin; nothing in it is a mock.
 """
 
 from __future__ import annotations
@@ -13,98 +11,39 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from rlhf_lab.context import StageContext
-from rlhf_lab.contracts import Component, Demonstration, Ranking, Scores, StageRef, hookimpl, param
-from rlhf_lab.lm.tokens import Encoder
+from rlhf_lab.contracts import Component, Scores, StageRef, hookimpl, param
 from rlhf_lab.registry import discover
 from rlhf_lab.spec import validate_run
+from rlhf_lab.testing.world import (
+    BOS,
+    CONTEXT,
+    EOS,
+    PAD,
+    SPECIAL,
+    UNK,
+    VOCABULARY,
+    WORDS,
+    Plain,
+    TinyData,
+    TinyModel,
+    TinyWorld,
+    WordScore,
+    causal_lm,
+    encoder,
+    save_policy,
+    save_reward_model,
+    tokenizer,
+    walk,
+)
 from rlhf_lab_plugins.policy.causal_lm import CausalLM
 
-WORDS = [f"w{i}" for i in range(12)]
-SPECIAL = ["<pad>", "<bos>", "<eos>", "<unk>"]
-VOCABULARY = SPECIAL + WORDS
-PAD, BOS, EOS, UNK = range(4)
-CONTEXT = 32
-
-
-def tokenizer(pad: str | None = "<pad>"):
-    """One token per word; `pad` may be the EOS, or None."""
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
-    from tokenizers.pre_tokenizers import WhitespaceSplit
-    from transformers import PreTrainedTokenizerFast
-
-    model = Tokenizer(WordLevel({word: i for i, word in enumerate(VOCABULARY)}, unk_token="<unk>"))
-    model.pre_tokenizer = WhitespaceSplit()
-    padding = {} if pad is None else {"pad_token": pad}
-    return PreTrainedTokenizerFast(
-        tokenizer_object=model,
-        bos_token="<bos>",
-        eos_token="<eos>",
-        unk_token="<unk>",
-        clean_up_tokenization_spaces=False,
-        **padding,
-    )
-
-
-def causal_lm(architecture: str = "llama", *, seed: int = 0, spread: float = 0.4, width: int = 16):
-    """A model whose weights are N(0, spread²): its laws have about half a nat less than a uniform one; with 0 it is uniform."""
-    from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
-
-    shared = {
-        "vocab_size": len(VOCABULARY),
-        "initializer_range": spread,
-        "eos_token_id": EOS,
-        "bos_token_id": BOS,
-        "pad_token_id": PAD,
-    }
-    if architecture == "llama":
-        config = LlamaConfig(
-            hidden_size=width,
-            intermediate_size=2 * width,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            max_position_embeddings=CONTEXT,
-            tie_word_embeddings=True,
-            **shared,
-        )
-    else:
-        config = GPT2Config(
-            n_embd=width, n_layer=2, n_head=2, n_positions=CONTEXT, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, **shared
-        )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(config).eval()
-    if spread == 0:
-        model.get_output_embeddings().weight.data.zero_()
-    return model
-
-
-def encoder(pad: str | None = "<pad>") -> Encoder:
-    return Encoder(tokenizer(pad), Plain(), CONTEXT)
-
-
-class Plain:
-    """The prompt as it is."""
-
-    def format(self, prompt, tokenizer):
-        return prompt
-
-
-def save_policy(folder: Path, **keywords) -> None:
-    causal_lm(**keywords).save_pretrained(folder)
-    tokenizer().save_pretrained(folder)
-
-
-def save_reward_model(folder: Path, seed: int = 7) -> None:
-    from rlhf_lab.lm.scalar import ScalarModel
-
-    model = ScalarModel(causal_lm(seed=seed).model, "last", torch.Generator().manual_seed(seed))
-    model.save(folder, tokenizer())
-
+__all__ = [
+    "BOS", "CONTEXT", "EOS", "PAD", "SPECIAL", "UNK", "VOCABULARY", "WORDS", "Plain", "TinyData", "TinyModel", "TinyWorld",
+    "WordScore", "causal_lm", "encoder", "save_policy", "save_reward_model", "tokenizer", "walk",
+]  # fmt: skip
 
 # What follows is read by the tests as witness: plain forwards of single, unpadded sequences.
 
@@ -146,51 +85,6 @@ def ids_of(text: str) -> list[int]:
 # Components
 
 
-class TinyData(Component):
-    """Prompts of one to four words; demonstrations that walk on from the last word; rankings by the number of `w1`."""
-
-    kind, name = "data", "tiny"
-    prompts_per_split: int = param(12, "prompts in each split", ge=1)
-    demonstrations: int = param(24, "demonstrations in each split", ge=1)
-    completions: int = param(3, "completions that are ranked", ge=2)
-
-    def open(self, ctx):
-        return TinyWorld(self)
-
-
-class TinyWorld:
-    def __init__(self, cfg: TinyData) -> None:
-        self.cfg = cfg
-
-    def prompts(self, split):
-        rng = np.random.default_rng(["train", "validation"].index(split))
-        return [" ".join(rng.choice(WORDS, rng.integers(1, 5))) for _ in range(self.cfg.prompts_per_split)]
-
-    def demonstrations(self, split):
-        prompts = self.prompts(split)
-        return [walk(prompts[i % len(prompts)], 1 + i % 4) for i in range(self.cfg.demonstrations)]
-
-    def rankings(self, split):
-        rng = np.random.default_rng([2, ["train", "validation"].index(split)])
-        return [self._ranking(prompt, rng) for prompt in self.prompts(split)]
-
-    def _ranking(self, prompt, rng):
-        completions = tuple(" ".join(rng.choice(WORDS[:4], rng.integers(1, 6))) for _ in range(self.cfg.completions))
-        return Ranking(prompt, completions, tuple(float(text.split().count("w1")) for text in completions))
-
-    def pretraining(self, split):
-        return [f"{d.prompt} {d.completion}" for d in self.demonstrations(split)]
-
-    def tokenizer(self):
-        return tokenizer()
-
-
-def walk(prompt: str, n: int) -> Demonstration:
-    """The n words after the prompt's last one, in the order of the vocabulary."""
-    last = WORDS.index(prompt.split()[-1])
-    return Demonstration(prompt, " ".join(WORDS[(last + 1 + k) % len(WORDS)] for k in range(n)))
-
-
 class TwoPrompts(Component):
     """Two prompts, the same ones in both splits: a bandit with two states."""
 
@@ -201,31 +95,6 @@ class TwoPrompts(Component):
 
     def prompts(self, split):
         return ["w0", "w5 w3"]
-
-
-class TinyModel(Component):
-    """The base model of the tiny world."""
-
-    kind, name = "model", "tiny"
-    spread: float = param(0.4, "standard deviation of the initial weights", ge=0)
-
-    def open(self, ctx):
-        return causal_lm(spread=self.spread), tokenizer()
-
-
-class WordScore(Component):
-    """value · (number of `w1`) − (number of `w2`): known by counting."""
-
-    kind, name = "reward", "words"
-    value: float = param(1.0, "score of each w1")
-
-    def open(self, ctx):
-        def score(rollout):
-            counts = [(text.split().count("w1"), text.split().count("w2")) for text in rollout.responses]
-            good, bad = torch.tensor(counts, dtype=torch.float32).unbind(1)
-            return Scores(self.value * good - bad, {"good": good})
-
-        return score
 
 
 class FirstToken(Component):
@@ -293,6 +162,7 @@ def context(
 ) -> StageContext:
     """The context of one stage, whose inputs are the folders of `world` unless `inputs` names others."""
     raw = {"data": data, "model": model, "sft": {}, "reward_model": {}, "comparisons": {"labeler": "words"}, "rl": {}}
+    raw |= {name: {"name": "sft"} for name in inputs or {} if name not in raw}
     config = validate_run({**copy.deepcopy(raw), stage: {"name": stage, **copy.deepcopy(parameters)}}, registry())
     found = {name: world / name for name in raw} | (inputs or {})
     return StageContext(config, stage, seed, folder, found, folder)

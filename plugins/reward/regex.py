@@ -12,7 +12,7 @@ class Regex(Component):
     """`matched` where the pattern is found in the response, `otherwise` elsewhere. Python's `re`, dot matches newlines."""
 
     kind, name = "reward", "regex"
-    pattern: str = param(..., "the regular expression", min_length=1)
+    pattern: str = param(..., "the regular expression", min_length=1, examples=["w1", "good|great"])
     whole: bool = param(False, "the whole response must match, not a part of it")
     matched: float = param(1.0, "score of a response that matches", allow_inf_nan=False)
     otherwise: float = param(0.0, "score of any other", allow_inf_nan=False)

@@ -21,10 +21,16 @@ class Chat(Component):
     """
 
     kind, name = "template", "chat"
-    system: str | None = param(None, "the system message; an empty text is an empty message, and none is no message")
+    system: str | None = param(
+        None, "the system message; an empty text is an empty message, and none is no message", examples=["You are brief."]
+    )
     template_system: bool = param(False, "without `system`: keep the message that some templates put there by themselves")
-    prefill_after: str | None = param(None, "words of a prompt after which comes the opening of the response", min_length=1)
-    instruction: str | None = param(None, "the user's message for prompts that begin with `prefill_after`")
+    prefill_after: str | None = param(
+        None, "words of a prompt after which comes the opening of the response", min_length=1, examples=["Continue: "]
+    )
+    instruction: str | None = param(
+        None, "the user's message for prompts that begin with `prefill_after`", examples=["Go on with this text."]
+    )
 
     @model_validator(mode="after")
     def _instruction_has_its_case(self) -> Chat:

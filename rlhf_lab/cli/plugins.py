@@ -1,4 +1,4 @@
-"""`plugins list` and `plugins show`."""
+"""`plugins list`, `show`, `new`, `check` and `docs`."""
 
 from __future__ import annotations
 
@@ -83,6 +83,64 @@ def plugins_show(kind: str, name: str, plugin_files: tuple[Path, ...], as_json: 
     click.echo(f"{kind} {name}, from {registration.distribution} {registration.version} ({registration.origin})\n")
     click.echo(full_doc(component) + "\n")
     print_table(header, rows)
+    return 0
+
+
+@plugins.command("new")
+@click.argument("kind")
+@click.argument("name")
+@click.option("--file", "one_file", is_flag=True, help="One file, to be named by --plugin, instead of a package.")
+@click.option(
+    "--out", type=click.Path(file_okay=False, path_type=Path), default=Path(), help="Where to write it (default: here)."
+)
+@speaks_plainly
+def plugins_new(kind: str, name: str, one_file: bool, out: Path) -> int:
+    """Write a component to start from: it runs as it is, and says what to fill in."""
+    from rlhf_lab.cli.new_plugin import checked, write_new
+    from rlhf_lab.registry import discover
+
+    checked(kind, name, discover())
+    written = write_new(kind, name, out, one_file=one_file)
+    for path in written:
+        click.echo(path)
+    there = written[0] if one_file else written[0].parent
+    click.echo(f"next: rlhf-lab plugins check {there}", err=True)
+    return 0
+
+
+@plugins.command("check")
+@click.argument("path", type=click.Path(exists=True, path_type=Path))
+@json_option
+@speaks_plainly
+def plugins_check(path: Path, as_json: bool) -> int:
+    """Hold the components of a plugin file, or of a package in a folder, against the laws of their kinds.
+
+    Exit code 1 where a law is broken, 3 where the plugin cannot be loaded.
+    """
+    from rlhf_lab.cli.check_plugin import lines, report
+
+    found = report(path)
+    click.echo(json.dumps(found) if as_json else "\n".join(lines(found)))
+    return 0 if all(verdict["holds"] for verdict in found) else 1
+
+
+@plugins.command("docs")
+@click.option(
+    "--out", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Folder for README.md and ESTIMATORS.md."
+)
+@plugin_option
+@speaks_plainly
+def plugins_docs(out: Path | None, plugin_files: tuple[Path, ...]) -> int:
+    """Print the table of all built-in components, or write it and that of the estimators into a folder."""
+    from rlhf_lab.cli.plugin_table import page, write_pages
+    from rlhf_lab.registry import discover
+
+    registry = discover([file.resolve() for file in plugin_files], {"RLHF_LAB_LOAD_PLUGINS": ""})
+    if out is None:
+        click.echo(page(registry), nl=False)
+    else:
+        for path in write_pages(registry, out):
+            click.echo(path)
     return 0
 
 
