@@ -17,6 +17,7 @@ from rlhf_lab.lm.files import load_causal_lm, load_encoder
 from rlhf_lab.lm.precision import ready
 from rlhf_lab.lm.sampling import rollout
 from rlhf_lab.lm.tokens import in_microbatches
+from rlhf_lab.not_finite import OnNaN
 from rlhf_lab.rl_parameters import RLParameters
 
 
@@ -51,7 +52,9 @@ class Evaluator:
     def measure(self, step: int, actors: Actors, **more: float) -> None:
         """Logs one row of split `validation`, with `more` in it, and some samples."""
         answers = actors.policy.rollout(self.prompts, self.ctx.rng("evaluation"), **self.sampling)
-        proxy, gold = scored(self.cfg.reward, actors.reward, answers), scored(self.cfg.gold, actors.gold, answers)
+        on_nan = self.cfg.on_nan
+        proxy = scored(self.cfg.reward, actors.reward, answers, on_nan)
+        gold = scored(self.cfg.gold, actors.gold, answers, on_nan)
         gold_B, columns = gold.scores_B, {**{f"gold_{k}": v for k, v in gold.columns.items()}, **proxy.columns}
         if actors.baseline_gold_B is None:
             actors.baseline_gold_B = gold_B
@@ -83,11 +86,11 @@ class Evaluator:
         return output.logprobs_BT, output.entropy_BT, policy.reference_logprobs(part, temperature=self.cfg.temperature)
 
 
-def scored(source: Any, scorer: Any, answers: Rollout) -> Scores:
+def scored(source: Any, scorer: Any, answers: Rollout, on_nan: OnNaN = "fail") -> Scores:
     """The scores of a reward source, which is left as it was; NaN where there is none."""
     if scorer is None:
         return Scores(torch.full((len(answers),), math.nan, device=answers.mask_BT.device))
-    return rewards.checked(source.name, rewards.undisturbed(scorer, answers), answers)
+    return rewards.checked(source.name, rewards.undisturbed(scorer, answers), answers, on_nan)
 
 
 def win_rate(gold_B: Tensor, baseline_B: Tensor) -> Tensor:

@@ -160,7 +160,8 @@ def look(path: Path) -> tuple[Owner, int] | None:
 
 
 def let_go(path: Path) -> None:
-    os.utime(path, (0, 0))
+    with contextlib.suppress(FileNotFoundError):
+        os.utime(path, (0, 0))
 
 
 def forget(target: Path) -> None:

@@ -124,7 +124,12 @@ def run_sweep(
     wanted = {run.run_id for run in plan.runs} if only is None else set(only)
     todo = [task_of(results, run) for run in plan.runs if run.run_id in wanted - set(reused)]
     n_runs = len(plan.runs) if todo else 0  # also where few are left: with more threads each, their numbers would be others
-    with disk_trouble_said(), fleet_for(resources, n_runs) as fleet, Claims() as claims:
+    with (
+        disk_trouble_said(results),
+        fleet_for(resources, n_runs) as fleet,
+        Claims() as claims,
+        none_left_running(fleet, claims, todo),
+    ):
         claim_sweep(results, claims, join)
         write_atomically(results / "spec.yaml", spec_text)
         prepare(sweep, plan, results, plugin_files, allowed)
@@ -141,13 +146,32 @@ def run_sweep(
 
 
 @contextlib.contextmanager
-def disk_trouble_said() -> Iterator[None]:
+def disk_trouble_said(results: Path) -> Iterator[None]:
+    """A disk that is full or broken, and results that cannot be written or were taken away, in one sentence."""
     try:
         yield
     except OSError as error:
-        if not trouble(error):
+        if not trouble(error) and not str(error.filename).startswith(str(results.parent)):
             raise
-        raise StorageError(f"the sweep stopped, since nothing can be written ({error}); the same command goes on") from error
+        raise StorageError(
+            f"the sweep stopped, since {results} cannot be written ({error}); the same command goes on when it can"
+        ) from error
+
+
+@contextlib.contextmanager
+def none_left_running(fleet: Any, claims: Claims, todo: Sequence[Task]) -> Iterator[None]:
+    """Where a sweep ends at once (a second signal, an error), what it had in flight is killed, and says so."""
+    try:
+        yield
+    except BaseException:
+        flying = [task for task in todo if task.driver in claims.held]
+        if flying:
+            fleet.kill([task.folder for task in flying])
+        for task in flying:
+            with contextlib.suppress(OSError):
+                if task.status().get("status") in (None, "running"):
+                    write_json(task.folder / "status.json", {"status": "interrupted", "error": "the sweep was stopped at once"})
+        raise
 
 
 def task_of(results: Path, run: PlannedRun) -> Task:
