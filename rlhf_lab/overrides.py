@@ -34,22 +34,22 @@ def merge(base: Any, delta: Any) -> Any:
 
 
 def merged(base: Any, delta: Any, path: tuple[str, ...]) -> Any:
-    """`merge` that may take both arguments apart."""
+    """`merge` whose result may share parts with both arguments."""
     if not isinstance(delta, dict) or not isinstance(base, dict | list | str):
         return delta
     if not delta:
         return base
     if isinstance(base, list):
+        items = list(base)
         for segment, item in delta.items():
-            index = index_of(base, segment, path)
-            base[index] = merged(base[index], item, (*path, segment))
-        return base
+            index = index_of(items, segment, path)
+            items[index] = merged(items[index], item, (*path, segment))
+        return items
     base = as_mapping(base)
     if "name" in delta and "name" in base and delta["name"] != base["name"]:
         return delta
-    for key, value in delta.items():
-        base[key] = merged(base[key], value, (*path, key)) if key in base else value
-    return base
+    changed = {key: merged(base[key], value, (*path, key)) if key in base else value for key, value in delta.items()}
+    return {**base, **changed}
 
 
 def as_mapping(component: Any) -> Any:
@@ -331,7 +331,11 @@ def format_text(text: str) -> str:
     if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_./-]*", text) and parse_value(text) == text:
         return text
     escaped = json.dumps(text, ensure_ascii=False)
-    return re.sub(r"[^\x20-\x7e\xa1-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]|[\u2028\u2029]", escape, escaped)
+    return re.sub(
+        r"[^\x20-\x7e\xa1-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]|[\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]",
+        escape,
+        escaped,
+    )
 
 
 def escape(match: re.Match[str]) -> str:
@@ -351,14 +355,14 @@ def apply_override(data: dict[str, Any], override: Override) -> dict[str, Any]:
         (value,) = override.values
         if override.operation == "add" and has_path(data, override.path):
             raise SpecError(f"{override.key} exists already; write {override.key}={format_value(value)} to change it")
-        return set_path(data, override.path, value) if override.operation == "force" else with_delta(data, override.path, value)
+        change = set_path if override.operation == "force" else with_delta
+        return change(deepcopy(data), override.path, deepcopy(value))
     except SpecError as error:
         raise SpecError(f"{override.origin}: {error}") from None
 
 
 def with_delta(data: dict[str, Any], path: tuple[str, ...], value: Any) -> dict[str, Any]:
-    """`merge` of one path. A spec is no component: its own `name` is a key like any other."""
+    """`merge` of one path, sharing what it leaves as it is. A spec is no component: its own `name` is a key like any other."""
     head, rest = path[0], path[1:]
-    changed, delta = deepcopy(data), nested(rest, deepcopy(value))
-    changed[head] = merged(changed[head], delta, (head,)) if head in data else delta
-    return changed
+    delta = nested(rest, value)
+    return {**data, head: merged(data[head], delta, (head,)) if head in data else delta}

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
-
-from rlhf_lab.contracts import Component, StageName
-from rlhf_lab.errors import SpecError
+from rlhf_lab.contracts import Component, stage_and_copy
 from rlhf_lab.registry import Registry
-from rlhf_lab.spec import RunConfig, Sweep
-from rlhf_lab.store import digest
+from rlhf_lab.run_config import RunConfig
+from rlhf_lab.spec import Point, Sweep
+from rlhf_lab.stage_graph import components, in_order, references, with_copies
+from rlhf_lab.store import canonical, digest
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,12 @@ class PlannedRun:
 
 @dataclass(frozen=True)
 class Plan:
+    """`duplicates` points came out equal to an earlier one; `dropped` says how many of what sort."""
+
     runs: tuple[PlannedRun, ...]
-    duplicates: int
+    duplicates: int = 0
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    registry: Registry = field(default_factory=Registry, repr=False)
 
     @property
     def stage_hashes(self) -> dict[str, PlannedStage]:
@@ -55,34 +59,79 @@ def plan_sweep(sweep: Sweep, registry: Registry) -> Plan:
     A data or model component may offer `check(spec_folder)`, which raises DataError or ModelError for files that are
     missing or broken; so these are said before anything is created.
     """
-    fingerprints = fingerprint_reader(sweep.folder)
+    plan = planner(registry, fingerprint_reader(sweep.folder))
     check = once_per_component(lambda component: component.check(sweep.folder) if hasattr(component, "check") else None)
     runs: dict[str, PlannedRun] = {}
+    dropped: Counter[str] = Counter()
     for point in sweep.points:
         check(point.config.data)
         check(point.config.model)
-        stages = plan_stages(point.config, point.seed, registry, fingerprints)
+        stages = plan(point.config, point.seed)
         run_id = digest({stage.name: stage.hash for stage in stages})
-        runs.setdefault(run_id, PlannedRun(run_id, point.arm, point.axes, point.seed, point.config, point.raw, stages))
-    return Plan(tuple(runs.values()), len(sweep.points) - len(runs))
+        if run_id in runs:
+            dropped[repetition(point, runs[run_id])] += 1
+        else:
+            runs[run_id] = PlannedRun(run_id, point.arm, point.axes, point.seed, point.config, point.raw, stages)
+    return Plan(tuple(runs.values()), dropped.total(), dict(dropped), registry)
+
+
+def repetition(point: Point, kept: PlannedRun) -> str:
+    """In which respect a point repeats a run."""
+    if point.arm != kept.arm:
+        return f"arm {point.arm!r} is arm {kept.arm!r} again"
+    return "no stage follows the seed of the run" if point.seed != kept.seed else "the same values again"
 
 
 def plan_stages(
     config: RunConfig, seed: int, registry: Registry, fingerprints: Callable[[Component], Any]
 ) -> tuple[PlannedStage, ...]:
-    """The stages of a run in an order in which each comes after its inputs."""
-    world = [resolved(component, registry, {}) for component in (config.data, config.model, config.template)]
-    world += [fingerprints(config.data), fingerprints(config.model), config.precision]
-    planned: dict[str, PlannedStage] = {}
-    reads = {name: sorted(references(component)) for name, component in config.stages.items()}
-    for name in in_order(reads):
-        component = config.stages[name]
-        inputs = {str(ref): planned[ref].hash for ref in reads[name]}
-        own_seed = getattr(component, "seed", "run")
-        stage_seed = seed if own_seed == "run" else own_seed
-        identity = {"stage": resolved(component, registry, inputs, fingerprints), "world": world, "seed": stage_seed}
-        planned[name] = PlannedStage(name, component, stage_seed, digest(identity), inputs)
-    return tuple(planned.values())
+    """The stages of one run in an order in which each comes after its inputs."""
+    return planner(registry, fingerprints)(config, seed)
+
+
+def planner(
+    registry: Registry, fingerprints: Callable[[Component], Any]
+) -> Callable[[RunConfig, int], tuple[PlannedStage, ...]]:
+    """`plan_stages` for many runs: what they have in common is described and hashed once."""
+    described = once_per_object(lambda component: digest(description(component, registry, fingerprints)))
+    read_by = once_per_object(lambda component: sorted(references(component)))
+    known: dict[Any, PlannedStage] = {}
+
+    def plan(config: RunConfig, seed: int) -> tuple[PlannedStage, ...]:
+        world = [described(part) for part in (config.data, config.model, config.template)]
+        planned: dict[str, PlannedStage] = {}
+        stages = with_copies(config.stages)
+        for name in in_order({name: read_by(component) for name, component in stages.items()}):
+            component = stages[name]
+            own_seed = getattr(component, "seed", "run")
+            identity = {
+                "stage": described(component),
+                "inputs": {str(ref): planned[ref].hash for ref in read_by(component)},
+                "world": [*world, config.precision],
+                "seed": (seed if own_seed == "run" else own_seed) + stage_and_copy(name)[1],
+            }
+            key = name, canonical(identity)
+            if key not in known:
+                known[key] = PlannedStage(name, component, identity["seed"], digest(identity), identity["inputs"])
+            planned[name] = known[key]
+        return tuple(planned.values())
+
+    return plan
+
+
+def description(component: Component, registry: Registry, fingerprints: Callable[[Component], Any]) -> dict[str, Any]:
+    """Parameters with defaults, and the identity of each component inside: name, versions, and a fingerprint of the files
+    that it reads, if it reads any. The seed of a stage is told apart, for 'run' may stand for it.
+    """
+    identities = []
+    for part in components(component):
+        registration = registry.registration_of(part)
+        identity = [part.kind, part.name, type(part).version, registration.distribution, registration.version]
+        identities.append([*identity, *filter(None, [fingerprints(part)])])
+    parameters = component.model_dump(mode="json")
+    if component.kind == "stage":
+        parameters.pop("seed", None)
+    return {"parameters": parameters, "components": identities}
 
 
 def fingerprint_reader(folder: Path) -> Callable[[Component], Any]:
@@ -100,63 +149,40 @@ def once_per_component(function: Callable[[Component], Any]) -> Callable[[Compon
             found[key] = function(component)
         return found[key]
 
+    return once_per_object(cached)
+
+
+def once_per_object(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """The function, called once for the same object, which is kept, so that no other can take its id."""
+    found: dict[int, tuple[Any, Any]] = {}
+
+    def cached(thing: Any) -> Any:
+        if id(thing) not in found:
+            found[id(thing)] = thing, function(thing)
+        return found[id(thing)][1]
+
     return cached
 
 
-def in_order(reads: Mapping[str, Sequence[str]]) -> list[str]:
-    """Stage names, those that a stage reads before it, otherwise as the spec lists them. Raises SpecError on a cycle."""
-    order: list[str] = []
+def source_reader(registry: Registry) -> Callable[[RunConfig, Iterable[PlannedStage]], dict[str, str]]:
+    """Of each component that stages are computed with, a hash of its source."""
 
-    def visit(name: str, path: tuple[str, ...]) -> None:
-        if name in path:
-            raise SpecError(f"stages read each other in a circle: {' → '.join([*path[path.index(name) :], name])}")
-        if name not in order:
-            for ref in reads[name]:
-                visit(ref, (*path, name))
-            order.append(name)
+    def hashes(root: Component) -> dict[str, str]:
+        return {f"{part.kind}/{part.name}": registry.registration_of(part).source_hash() for part in components(root)}
 
-    for name in reads:
-        visit(name, ())
-    return order
+    known = once_per_object(hashes)
+
+    def sources(config: RunConfig, stages: Iterable[PlannedStage]) -> dict[str, str]:
+        roots = (config.data, config.model, config.template, *(stage.component for stage in stages))
+        return {part: hash for root in roots for part, hash in known(root).items()}
+
+    return sources
 
 
-def references(value: Any) -> set[StageName]:
-    """Every stage name inside a component, however deep."""
-    if isinstance(value, StageName):
-        return {value}
-    return set().union(*(references(part) for part in parts(value)))
-
-
-def components(value: Any) -> Iterator[Component]:
-    """A component and all components inside it."""
-    if isinstance(value, Component):
-        yield value
-    for part in parts(value):
-        yield from components(part)
-
-
-def parts(value: Any) -> list[Any]:
-    if value is None or isinstance(value, str | int | float):
-        return []
-    if isinstance(value, BaseModel):
-        return [getattr(value, name) for name in type(value).model_fields]
-    if isinstance(value, Mapping):
-        return list(value.values())
-    return list(value) if isinstance(value, (list, tuple)) else []
-
-
-def resolved(
-    component: Component,
-    registry: Registry,
-    inputs: Mapping[str, str],
-    fingerprints: Callable[[Component], Any] = lambda component: None,
-) -> dict[str, Any]:
-    """Parameters with defaults and the hashes of the stages they name, and the identity of each component inside: name,
-    versions, and a fingerprint of the files that it reads, if it reads any.
-    """
-    identities = []
-    for part in components(component):
-        registration = registry.registration_of(part)
-        identity = [part.kind, part.name, type(part).version, registration.distribution, registration.version]
-        identities.append([*identity, *filter(None, [fingerprints(part)])])
-    return {"parameters": component.model_dump(mode="json"), "inputs": dict(inputs), "components": identities}
+def stages_of(runs: Sequence[PlannedRun]) -> dict[str, tuple[PlannedRun, PlannedStage]]:
+    """Each distinct stage once, with the first run that has it."""
+    found: dict[str, tuple[PlannedRun, PlannedStage]] = {}
+    for run in runs:
+        for stage in run.stages:
+            found.setdefault(stage.hash, (run, stage))
+    return found

@@ -10,25 +10,61 @@ arms:                       # named deltas; the first is the baseline
   adaptive: {rl.kl: {name: adaptive, target: 6}}
 axes:                       # grid: every combination
   rl.kl.beta: [0.02, 0.2]
-seeds: [0, 1, 2]            # shared by all arms
+seeds: [0, 1, 2]            # shared by all arms, so that they are compared pairwise
+max_runs: 10000             # a sweep with more is refused
+
+What `axes` may hold besides a plain grid:
+
+axes:
+  rl.kl.target: {values: [3, 6], when: {rl.kl: adaptive}}   # varied only where the condition holds
+  zip:                                                      # in step: first with first, second with second
+    rl.learning_rate: [1e-4, 3e-4]
+    rl.batch_size: [32, 64]
+  random:                                                   # n draws, the same in every arm; more n keep the first ones
+    n: 20
+    seed: 0
+    distributions:
+      rl.temperature: {uniform: [0.5, 1]}                   # log_uniform, integers, normal, choice
+  when: {arm: [fixed, adaptive]}                            # only where this holds; also {gt: …}, {le: …}, {not: …}
+
+What stands in one mapping is combined, each with each. A list of such mappings adds up; so one factor at a time is
+
+axes:
+  - rl.kl.beta: [0.02, 0.2]
+  - rl.learning_rate: [1e-4, 3e-4]
+
+Laws. Expansion is pure: the same file gives the same points in the same order. Which runs there are does not depend on the
+order of arms, axes, values, blocks or seeds. A component is set before its parameters, whichever is listed first. An axis
+of a stage that an arm does not have is not varied there; an axis that no arm uses is refused. Runs that come out equal
+are computed once and counted. A run has a value for each axis of the sweep, also where another block varies it.
 """
 
 from __future__ import annotations
 
-import itertools
-import math
-import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import InitErrorDetails
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from rlhf_lab.contracts import Preset, SlotMarker, slot
-from rlhf_lab.errors import SpecError
-from rlhf_lab.lm.precision import has_bf16_units
+from rlhf_lab.axes import (
+    MISSING,
+    AxesError,
+    Block,
+    Choice,
+    Group,
+    blocks_of,
+    combinations,
+    conditions,
+    holds,
+    is_path,
+    named,
+    with_axis,
+    without_axis,
+)
+from rlhf_lab.contracts import Preset
+from rlhf_lab.errors import PluginError, SpecError
 from rlhf_lab.overrides import (
     Override,
     apply_override,
@@ -41,67 +77,51 @@ from rlhf_lab.overrides import (
     with_delta,
 )
 from rlhf_lab.registry import Registry
-from rlhf_lab.yaml_lines import Document, describe, load, spec_error, suggest
+from rlhf_lab.resources import Resources
+from rlhf_lab.run_config import (
+    RunConfig,
+    component_class,
+    fields_at,
+    is_trouble_of_a_plugin,
+    slot_kind,
+    unit_at,
+    validate_run,
+    value_at,
+    with_stage_name,
+)
+from rlhf_lab.strictness import converted
+from rlhf_lab.yaml_lines import Document, describe, load, quote, spec_error, suggest
+
+DEVICES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in ("COM", "LPT") for n in range(10))}
 
 
-class RunConfig(BaseModel):
-    """One fully resolved run. Every key that is not listed here is a stage."""
-
-    model_config = ConfigDict(extra="allow", frozen=True, validate_default=True)
-    __pydantic_extra__: dict[str, slot("stage")]
-
-    data: slot("data")
-    model: slot("model")
-    template: slot("template") = "none"
-    precision: Literal["fp32", "bf16"] = Field(
-        "fp32",
-        description="bf16 is autocast of matrix products, trained weights stay fp32; 'auto': bf16 where this machine is faster",
-    )
-
-    @property
-    def stages(self) -> Mapping[str, Any]:
-        return self.__pydantic_extra__
-
-    @model_validator(mode="before")
-    @classmethod
-    def _stages_are_named_by_their_key(cls, raw: Any) -> Any:
-        if not isinstance(raw, dict):
-            return raw
-        if raw.get("precision") == "auto":
-            raw = {**raw, "precision": "bf16" if has_bf16_units() else "fp32"}
-        return {key: value if key in cls.model_fields else _with_stage_name(key, value) for key, value in raw.items()}
-
-
-def _with_stage_name(key: str, value: Any) -> Any:
-    return {"name": key, **(value or {})} if value is None or isinstance(value, dict) else value
-
-
-class Resources(BaseModel):
-    """Where and how wide a sweep runs; changes no number but the clock, so it is not part of a run's identity."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    workers: int | None = Field(None, ge=1, description="runs at a time; default: the number of cores, or of runs")
-    threads: int | None = Field(None, ge=1, description="threads per run; default: cores divided by workers")
-    checkpoint_every: float = Field(300.0, gt=0, description="seconds between checkpoints inside a stage")
+def _names_a_folder(name: str) -> str:
+    if name.split(".")[0].upper() in DEVICES:
+        raise ValueError(f"experiment names a folder, and {name!r} is no name for a folder on Windows; choose another")
+    return name
 
 
 class SweepFile(BaseModel):
     """The keys of a spec file."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    experiment: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$", description="names the results folder")
+    experiment: Annotated[
+        str,
+        Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$", description="names the results folder"),
+        AfterValidator(_names_a_folder),
+    ]
     description: str = ""
     base: dict[str, Any]
-    arms: dict[str, dict[str, Any] | None] = Field(default={"base": None}, min_length=1)
-    axes: dict[str, list[Any]] = {}
-    seeds: list[Annotated[int, Field(ge=0)]] = Field(default=[0], min_length=1)
-    resources: Resources = Resources()
+    arms: dict[str, dict[str, Any] | None] = Field({"base": None}, min_length=1)
+    axes: Any = Field({}, description="see rlhf_lab.axes")
+    seeds: list[Annotated[int, Field(ge=0, lt=2**63)]] = Field([0], min_length=1)
+    resources: Resources = Field(default_factory=dict, validate_default=True)
     max_runs: int = Field(10_000, ge=1, description="a sweep with more runs is refused")
 
 
 @dataclass(frozen=True)
 class Point:
-    """One run of a sweep, validated."""
+    """One run of a sweep, validated. `axes` has what is in effect at each axis of the sweep, as far as the run has it."""
 
     arm: str
     axes: Mapping[str, Any]
@@ -112,12 +132,14 @@ class Point:
 
 @dataclass(frozen=True)
 class Sweep:
-    """A spec file with all its points."""
+    """A spec file with all its points; `arms` holds the configuration of each before the axes, `axes` those of all blocks."""
 
     file: SweepFile
     folder: Path
     points: Sequence[Point]
-    notes: Sequence[str] = ()
+    arms: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    axes: Any = field(default_factory=dict)
+    consent: frozenset[tuple[str, str]] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -128,9 +150,16 @@ class _Source:
     registry: Registry
     overridden: Mapping[tuple, str] = field(default_factory=dict)
     overrides: Sequence[Override] = ()
+    chosen: dict[Any, Any] = field(default_factory=dict)
 
     def where(self, *loc: str | int) -> str:
         return self.document.where(loc)
+
+    def where_in_axes(self, loc: Sequence[str | int]) -> str:
+        """The place inside `axes`, or the override that made this axis."""
+        axes = [part for part in loc if isinstance(part, str)]
+        said = (origin for path, origin in self.overridden.items() for axis in axes if is_path(axis, path))
+        return next(said, None) or self.where("axes", *loc)
 
 
 def load_sweep(path: Path, overrides: Sequence[Override], registry: Registry) -> Sweep:
@@ -140,26 +169,34 @@ def load_sweep(path: Path, overrides: Sequence[Override], registry: Registry) ->
     inner = [override for override in overrides if override.path[0] not in SweepFile.model_fields]
     source = _Source(document, registry, {override.path: override.origin for override in inner}, inner)
     file = _validated_file(with_overrides(document, own, inner), source, {o.path: o.origin for o in own})
-    return Sweep(file, Path(path).resolve().parent, list(_points(file, source)))
+    try:
+        blocks = blocks_of(file.axes)
+    except AxesError as error:
+        raise SpecError(f"{source.where_in_axes(error.loc)}: {error}") from None
+    _refuse_unknown_arms(file, blocks, source)
+    _refuse_too_many(file, blocks, source)
+    arms = _arms(file, source)
+    points = list(_points(file, arms, blocks, source))
+    return Sweep(file, Path(path).resolve().parent, points, arms, _axes_and_last_words(file.axes, blocks, source))
 
 
 def with_overrides(document: Document, own: Sequence[Override], inner: Sequence[Override]) -> dict[str, Any]:
     """The file's data with those overrides applied that are about the file.
 
     `own` are about its own keys (`seeds`, `experiment`, …), `inner` about what stands in `base`: several values make an
-    axis, one value removes the axis of that name and is applied later, to each arm.
+    axis of every block, one value removes the axis of that name and is applied later, to each arm.
     """
     data = dict(document.data)
     for override in own:
         data = apply_override(data, _as_seeds(override))
-    if not all(isinstance(data.get(key) or {}, dict) for key in ("base", "axes")):
+    if not isinstance(data.get("base") or {}, dict):
         return data  # which is refused
     data["base"] = _placed(document.where(("base",)), expand_dotted, data.get("base") or {})
-    data["axes"] = dict(data.get("axes") or {})
+    data["axes"] = data.get("axes") or {}
     for override in inner:
-        data["axes"].pop(override.key, None)
+        data["axes"] = without_axis(data["axes"], override.path)
         if len(override.values) > 1:
-            data["axes"][override.key] = list(override.values)
+            data["axes"] = with_axis(data["axes"], override.key, list(override.values))
         elif override.path == ("preset",):
             data = apply_override(data, replace(override, path=("base", "preset")))
     return data
@@ -185,38 +222,45 @@ def _validated_file(data: Mapping[str, Any], source: _Source, origins: Mapping[t
         return list((Resources if loc[:1] == ("resources",) else SweepFile).model_fields)
 
     try:
-        return SweepFile.model_validate(data)
+        file = SweepFile.model_validate(data, context={"registry": source.registry})
+        own = {key: value for key, value in data.items() if key not in ("base", "arms", "axes")}
+        if wrong := list(converted(own, file)):
+            raise ValidationError.from_exception_data("SweepFile", wrong)
     except ValidationError as error:
         raise spec_error(source.document, (), error, fields_at=known, origins=origins) from None
-
-
-def _points(file: SweepFile, source: _Source) -> Iterator[Point]:
-    n_runs = len(file.arms) * len(file.seeds)
-    for axis, values in file.axes.items():
-        if not values:
-            raise SpecError(f"{source.where('axes', axis)}: axis {axis!r} has no values, so there is nothing to run")
-        n_runs *= len(values)
-    if n_runs > file.max_runs:
-        raise SpecError(f"{source.where('axes')}: the sweep has {n_runs} runs, more than max_runs: {file.max_runs}")
     if len(set(file.seeds)) < len(file.seeds):
         raise SpecError(f"{source.where('seeds')}: a seed is listed twice")
+    return file
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Arms
+
+
+def _arms(file: SweepFile, source: _Source) -> dict[str, dict[str, Any]]:
+    """The configuration of each arm, before the axes."""
     base = with_command_line(with_presets({}, file.base, source, ("base",)), source)
-    for arm, delta in file.arms.items():
-        raw = with_last_word(with_presets(base, delta or {}, source, ("arms", arm)), source)
-        for values in itertools.product(*file.axes.values()):
-            axes = dict(zip(file.axes, values, strict=True))
-            point = _assign(raw, axes, source)
-            config = _validated_point(point, arm, axes, source)
-            if not config.stages:
-                raise SpecError(f"{source.where('base')}: base has no stage, such as sft or rl, so there is nothing to run")
-            for seed in file.seeds:
-                yield Point(arm, axes, seed, config, point)
+    arms = {
+        arm: with_last_word(with_presets(base, delta or {}, source, ("arms", arm)), source) for arm, delta in file.arms.items()
+    }
+    for override in source.overrides:
+        if len(override.values) < 2 and not any(_has_its_stage(raw, override) for raw in arms.values()):
+            stages = {key for raw in arms.values() for key in raw} - set(RunConfig.model_fields)
+            hint = suggest(override.path[0], stages) or f"; +{override.key}=… adds one"
+            raise SpecError(f"{override.origin}: this spec has no stage {quote(override.path[0])}{hint}")
+    return arms
+
+
+def _has_its_stage(raw: Mapping[str, Any], override: Override) -> bool:
+    """Whether there is a stage to change; what adds or deletes, and what is about no stage, needs none."""
+    first, *rest = override.path
+    return override.operation != "set" or not rest or first in raw or first in RunConfig.model_fields
 
 
 def with_command_line(raw: dict[str, Any], source: _Source) -> dict[str, Any]:
-    """The overrides of one value applied."""
+    """The overrides of one value applied, but for those of a stage that only some arm has."""
     for override in source.overrides:
-        if len(override.values) < 2 and override.path != ("preset",):
+        if len(override.values) < 2 and override.path != ("preset",) and _has_its_stage(raw, override):
             raw = apply_override(raw, override)
     return raw
 
@@ -226,7 +270,7 @@ def with_last_word(raw: dict[str, Any], source: _Source, below: Sequence[str] = 
     for override in source.overrides:
         if len(override.values) > 1 or override.path == ("preset",) or not any(f"{override.key}.".startswith(b) for b in below):
             continue
-        if override.operation != "delete" or has_path(raw, override.path):
+        if has_path(raw, override.path) or (override.operation != "delete" and _has_its_stage(raw, override)):
             again = replace(override, operation="set") if override.operation == "add" else override
             raw = apply_override(raw, again)
     return raw
@@ -240,6 +284,8 @@ def with_presets(raw: Mapping[str, Any], delta: Mapping[str, Any], source: _Sour
         where = source.overridden.get(("preset",)) or source.where(*loc, "preset")
         try:
             preset = source.registry.get("preset", name if isinstance(name, str) else describe(name)).component
+        except PluginError as error:
+            raise PluginError(f"{where}: {error}") from None
         except ValueError as error:
             raise SpecError(f"{where}: {error}") from None
         raw = merge(raw, preset_values(preset))
@@ -254,12 +300,12 @@ def with_default_components(raw: dict[str, Any], source: _Source) -> dict[str, A
     """
     filled = dict(raw)
     for key, given in raw.items():
-        owner = (
-            None if key in RunConfig.model_fields else _component_class(source.registry, "stage", _with_stage_name(key, given))
-        )
+        is_stage = key not in RunConfig.model_fields
+        owner = component_class(source.registry, "stage", with_stage_name(key, given)) if is_stage else None
         if owner is not None:
             where = source.where("base", key)
-            filled[key] = _placed(where, _filled, source.registry, owner, as_mapping(given) or {})
+            named = with_stage_name(key, as_mapping(given) or {})  # so that an arm's stage of another kind replaces it
+            filled[key] = _placed(where, _filled, source.registry, owner, named)
     return filled
 
 
@@ -272,7 +318,7 @@ def _filled(registry: Registry, owner: Any, parameters: Mapping[str, Any]) -> di
             given = filled.get(key, {})
             bare = isinstance(given, dict) and "name" not in given
             filled[key] = merge({key: info.default}, {key: given})[key] if bare else given
-        inner = _component_class(registry, kind, filled.get(key))
+        inner = component_class(registry, kind, filled.get(key))
         if inner is not None and isinstance(filled[key], dict):
             filled[key] = _filled(registry, inner, filled[key])
     return filled
@@ -283,117 +329,133 @@ def preset_values(preset: Preset) -> dict[str, Any]:
     return expand_dotted({path: value for path, (value, _) in preset.values.items()})
 
 
-def _assign(raw: Mapping[str, Any], axes: Mapping[str, Any], source: _Source) -> dict[str, Any]:
-    """The axes' values, each a delta of one path like any override: a component before its parameters."""
-    for axis, value in sorted(axes.items(), key=lambda item: item[0].count(".")):
-        where = source.overridden.get(tuple(axis.split("."))) or source.where("axes", axis)
-        raw = _placed(where, lambda axis=axis, value=value, raw=raw: with_delta(raw, split_path(axis), value))
-    return with_last_word(dict(raw), source, below=[f"{axis}." for axis in axes])
+def _axes_and_last_words(axes: Any, blocks: Sequence[Block], source: _Source) -> Any:
+    """The axes, and as an axis of one value each override that is about a parameter of what an axis chooses."""
+    paths = {path for block in blocks for group in block.groups for path in group.paths}
+    for override in source.overrides:
+        if len(override.values) == 1 and any(override.key.startswith(f"{path}.") for path in paths):
+            axes = with_axis(axes, override.key, list(override.values))
+    return axes
 
 
-def _validated_point(raw: dict[str, Any], arm: str, axes: Mapping[str, Any], source: _Source) -> RunConfig:
+# ---------------------------------------------------------------------------------------------------------------
+# Points
+
+
+def _refuse_too_many(file: SweepFile, blocks: Sequence[Block], source: _Source) -> None:
+    """Before anything is expanded; with conditions the number of runs shows only while expanding."""
+    n_runs = len(file.arms) * len(file.seeds) * sum(block.size for block in blocks)
+    if n_runs > file.max_runs and not any(block.is_conditional for block in blocks):
+        raise SpecError(f"{source.where('axes')}: the sweep has {n_runs} runs, more than max_runs: {file.max_runs}")
+
+
+def _refuse_unknown_arms(file: SweepFile, blocks: Sequence[Block], source: _Source) -> None:
+    for condition, loc in (found for block in blocks for found in conditions(block)):
+        for name in named(condition.get("arm", [])):
+            if name not in file.arms:
+                hint = suggest(name, file.arms) or f"; there are {', '.join(map(quote, file.arms))}"
+                raise SpecError(f"{source.where_in_axes((*loc, 'arm'))}: no arm is called {describe(name)}{hint}")
+
+
+def _points(file: SweepFile, arms: Mapping[str, dict[str, Any]], blocks: Sequence[Block], source: _Source) -> Iterator[Point]:
+    paths = dict.fromkeys(path for block in blocks for group in block.groups for path in group.assignments[0])
+    used: set[tuple] = set()
+    n_runs = 0
+    for arm, raw in arms.items():
+        before = n_runs
+        for chosen, point in (found for block in blocks for found in _combined(arm, raw, block, file, source, used)):
+            n_runs += len(file.seeds)
+            if n_runs > file.max_runs:
+                raise SpecError(f"{source.where('axes')}: the sweep has more than max_runs: {file.max_runs} runs")
+            config = _validated_point(point, arm, chosen, len(arms), source)
+            if not config.stages:
+                raise SpecError(f"{source.where('base')}: base has no stage, such as sft or rl, so there is nothing to run")
+            axes = _in_effect(paths, chosen, point, source.registry)
+            yield from (Point(arm, axes, seed, config, point) for seed in file.seeds)
+        if n_runs == before:
+            raise SpecError(f"{source.where('arms', arm)}: arm {quote(arm)} has no runs, for no block's `when` holds for it")
+    _refuse_unused(blocks, used, arms, source)
+
+
+def _combined(
+    arm: str, raw: dict[str, Any], block: Block, file: SweepFile, source: _Source, used: set[tuple]
+) -> Iterator[tuple[dict[str, Choice], dict[str, Any]]]:
+    """What a block makes of an arm; `used` collects the places of the block and of those groups that apply."""
+
+    def assign(state: dict[str, Any], path: str, choice: Choice) -> dict[str, Any]:
+        return _placed(source.where_in_axes(choice.loc), with_delta, state, split_path(path), choice.value)
+
+    def at(state: dict[str, Any], path: str) -> Any:
+        return arm if path == "arm" else value_at(source.registry, state, path)
+
+    def applies(state: dict[str, Any], group: Group) -> bool:
+        stages = {split_path(path)[0] for path in group.paths} - set(RunConfig.model_fields)
+        return stages <= state.keys() and (not group.when or holds(group.when, lambda path: at(state, path)))
+
+    limit = 10 * file.max_runs + 1000
+    for tried, (chosen, state) in enumerate(combinations(block, raw, assign, applies)):
+        if tried > limit:
+            where = source.where_in_axes((*block.loc, "when"))
+            raise SpecError(f"{where}: this condition leaves few of more than {limit} combinations; write fewer values")
+        point = with_last_word(state, source, below=[f"{path}." for path in chosen]) if source.overrides else state
+        if holds(block.when, lambda path, point=point: at(point, path)):
+            used |= {block.loc, *(group.loc for group in block.groups if group.assignments[0].keys() <= chosen.keys())}
+            yield chosen, point
+
+
+def _refuse_unused(blocks: Sequence[Block], used: set[tuple], arms: Mapping[str, Any], source: _Source) -> None:
+    """An axis, or a block, that no run has anything of."""
+    stages = {key for raw in arms.values() for key in raw}
+    for block in blocks:
+        if block.loc not in used:
+            raise SpecError(f"{source.where_in_axes((*block.loc, 'when'))}: the `when` of this block holds for no run")
+        for group in block.groups:
+            if group.loc not in used:
+                firsts = {split_path(path)[0] for path in group.paths}
+                missing = sorted(firsts - stages - set(RunConfig.model_fields))
+                why = [f"no stage is called {quote(first)}{suggest(first, stages)}" for first in missing]
+                axis = " and ".join(map(quote, group.paths))
+                said = " and ".join(why) or "its `when` never holds"
+                raise SpecError(f"{source.where_in_axes(group.loc)}: no arm uses axis {axis}: {said}")
+
+
+def _in_effect(
+    paths: Mapping[str, Any], chosen: Mapping[str, Choice], point: Mapping[str, Any], registry: Registry
+) -> dict[str, Any]:
+    """The value at each axis of the sweep: what was chosen, or what the run has there anyway, if it has it."""
+    found = {path: chosen[path].value if path in chosen else value_at(registry, point, path) for path in paths}
+    return {path: _bare(value) for path, value in found.items() if value is not MISSING}
+
+
+def _bare(value: Any) -> Any:
+    """A component without parameters as its name."""
+    return value["name"] if isinstance(value, dict) and value.keys() == {"name"} else value
+
+
+def _validated_point(raw: dict[str, Any], arm: str, chosen: Mapping[str, Choice], n_arms: int, source: _Source) -> RunConfig:
     try:
-        return validate_run(raw, source.registry)
+        return validate_run(raw, source.registry, source.chosen)
     except ValidationError as error:
-        origins = {locate(raw, axis): _place_of_axis(axis, value, source) for axis, value in axes.items()}
-        origins |= {locate(raw, path): origin for path, origin in source.overridden.items()}
-        raise spec_error(
+        places = {locate(raw, path): source.where_in_axes(choice.loc) for path, choice in chosen.items()}
+        told = spec_error(
             source.document,
             ("base",),
             error,
             fields_at=lambda loc: fields_at(source.registry, raw, loc),
             unit_at=lambda loc: unit_at(source.registry, raw, loc),
-            origins=origins,
+            origins=places | {locate(raw, path): origin for path, origin in source.overridden.items()},
             overlays=[("arms", arm)],
-        ) from None
+        )
+        if is_trouble_of_a_plugin(error):
+            raise PluginError(str(told)) from None
+        raise SpecError(f"{told}{_hint_at_when(error, arm, places, n_arms)}") from None
 
 
-def _place_of_axis(axis: str, value: Any, source: _Source) -> str:
-    values = (source.document.data.get("axes") or {}).get(axis, [])
-    return source.document.where(("axes", axis, values.index(value)) if value in values else ("axes", axis))
+def _hint_at_when(error: ValidationError, arm: str, places: Mapping[tuple, str], n_arms: int) -> str:
+    """Said where an axis sets a parameter that the component of one arm does not have."""
+    unknown = [detail["loc"] for detail in error.errors(include_url=False) if detail["type"] == "extra_forbidden"]
+    meant = n_arms > 1 and any(loc[: len(axis)] == axis for loc in unknown for axis in places)
+    return f"; in arm {quote(arm)}: `when` limits an axis to some arms" if meant else ""
 
 
-def validate_run(raw: Mapping[str, Any], registry: Registry) -> RunConfig:
-    """Raises pydantic's ValidationError; PluginError where a broken plugin is asked for."""
-    infinite = [
-        InitErrorDetails(type="finite_number", loc=loc, input=value) for loc, value in leaves(raw) if not is_finite(value)
-    ]
-    if infinite:  # which has no place in JSON, so neither in a hash
-        raise ValidationError.from_exception_data("RunConfig", infinite)
-    stages = [key for key in raw if key not in RunConfig.model_fields]
-    return RunConfig.model_validate(dict(raw), context={"registry": registry, "stages": stages})
-
-
-def leaves(value: Any, loc: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], Any]]:
-    """Everything in nested mappings and lists that is neither, with its path."""
-    if isinstance(value, Mapping | list | tuple):
-        for key, inner in value.items() if isinstance(value, Mapping) else enumerate(value):
-            yield from leaves(inner, (*loc, key))
-    else:
-        yield loc, value
-
-
-def is_finite(value: Any) -> bool:
-    return not isinstance(value, float) or math.isfinite(value)
-
-
-def fields_at(registry: Registry, raw: Any, loc: Sequence[str | int]) -> list[str]:
-    """The keys of what stands at `loc` (a place inside a run's configuration), for suggestions."""
-    owner = _owner_at(registry, raw, loc)
-    fields = getattr(owner, "model_fields", {})
-    return [*fields, *registry.names("stage")] if owner is RunConfig else list(fields)
-
-
-def unit_at(registry: Registry, raw: Any, loc: Sequence[str | int]) -> str | None:
-    """The unit of the parameter at `loc`."""
-    info = getattr(_owner_at(registry, raw, loc[:-1]), "model_fields", {}).get(loc[-1]) if loc else None
-    return (getattr(info, "json_schema_extra", None) or {}).get("unit")
-
-
-def _owner_at(registry: Registry, raw: Any, loc: Sequence[str | int]) -> Any:
-    """The model class of what stands at `loc`; None where there is none."""
-    owner: Any = RunConfig
-    for part in loc:
-        raw = raw[part] if isinstance(raw, (Mapping, list)) and (isinstance(part, int) or part in raw) else None
-        if isinstance(part, str):
-            owner = _owner_below(registry, owner, part, raw)
-        elif isinstance(raw, (Mapping, str)):
-            owner = _component_class(registry, getattr(owner, "_kind", None), raw) or owner
-    return owner
-
-
-@dataclass(frozen=True)
-class _ListOf:
-    _kind: str
-
-
-def _owner_below(registry: Registry, owner: Any, part: str, raw: Any) -> Any:
-    field_info = getattr(owner, "model_fields", {}).get(part)
-    if field_info is None:
-        return _component_class(registry, "stage", _with_stage_name(part, raw)) if owner is RunConfig else None
-    kind = slot_kind(field_info)
-    if kind is None:
-        return field_info.annotation
-    return _ListOf(kind) if isinstance(raw, list) else _component_class(registry, kind, raw)
-
-
-def _component_class(registry: Registry, kind: str | None, raw: Any) -> Any:
-    name = raw.get("name") if isinstance(raw, Mapping) else raw
-    try:
-        return registry.get(kind, name).component if kind and isinstance(name, str) else None
-    except Exception:
-        return None
-
-
-def slot_kind(field_info: Any) -> str | None:
-    """The kind of component that a field holds, alone, optional or in a list; None for a plain parameter."""
-    stack = [field_info.annotation, *field_info.metadata]
-    while stack:
-        item = stack.pop()
-        if isinstance(item, SlotMarker):
-            return item.kind
-        stack += [*typing.get_args(item), *getattr(item, "__metadata__", ())]
-    return None
-
-
-__all__ = ["Point", "RunConfig", "Sweep", "SweepFile", "fields_at", "load_sweep", "slot_kind", "suggest", "validate_run"]
+__all__ = ["Point", "Resources", "RunConfig", "Sweep", "SweepFile", "load_sweep", "slot_kind", "validate_run"]

@@ -1,19 +1,17 @@
-"""`run`, `plan` and `config`: from a spec to a sweep."""
+"""`run`: from a spec to tables."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import signal
 import sys
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 
 from rlhf_lab.cli.conventions import json_option, planned, plugin_option, speaks_plainly, spec_arguments
+from rlhf_lab.cli.plan import show_plan
 
 
 @click.command(
@@ -32,6 +30,14 @@ Examples:
 )
 @click.option("--quiet", is_flag=True, help="Say nothing but errors.")
 @click.option("--dry-run", is_flag=True, help="Only print what would run.")
+@click.option(
+    "--allow-changed",
+    is_flag=True,
+    help="Keep stages that were computed with other code under the same version, and go on from their checkpoints; "
+    "plan.json and stage.json say so.",
+)
+@click.option("--fail-fast", is_flag=True, help="Stop when a run has failed (resources.fail_fast).")
+@click.option("--join", is_flag=True, help="Share the runs with the process that is working on the same results.")
 @json_option
 @speaks_plainly
 def run(
@@ -41,42 +47,35 @@ def run(
     out: Path | None,
     quiet: bool,
     dry_run: bool,
+    allow_changed: bool,
+    fail_fast: bool,
+    join: bool,
     as_json: bool,
 ) -> int:
     """Run a sweep. The same command resumes it, extends it, or does nothing.
 
     SPEC is a spec file, or the name of an experiment that ships with the package.
     """
+    from rlhf_lab.changes import changes, lineage, refuse
+    from rlhf_lab.drive import Halt
     from rlhf_lab.runner import is_finished, results_folder, run_sweep
 
-    sweep, plan, path = planned(spec, overrides, plugin_files)
+    found = planned(spec, (*overrides, *(["resources.fail_fast=true"] if fail_fast else [])), plugin_files)
+    sweep, plan, path = found
     results = results_folder(sweep.file.experiment, out)
     if dry_run:
-        return show_plan(plan, results, as_json)
+        return show_plan(found, results, as_json)
+    changed = changes(plan, results / "stages")
+    if not allow_changed:
+        refuse(changed)
+    files, text = [file.resolve() for file in plugin_files], path.read_text(encoding="utf-8")
     reused = sum(is_finished(results, run) for run in plan.runs)
-    with listener(plan, reused, quiet or as_json) as listen, until_terminated():
-        outcome = run_sweep(
-            sweep, plan, results, [file.resolve() for file in plugin_files], path.read_text(encoding="utf-8"), listen
-        )
+    with listener(plan, reused, quiet or as_json) as listen, Halt().on_signals() as halt:
+        outcome = run_sweep(sweep, plan, results, files, text, listen, halt, join, lineage(changed) if allow_changed else None)
     report(outcome, as_json, quiet)
-    return 1 if outcome.failed else 0
-
-
-@contextlib.contextmanager
-def until_terminated() -> Iterator[None]:
-    """Inside, SIGTERM (a scheduler's way to stop a job) ends like Ctrl-C: workers stopped, tables written; exit code 143."""
-
-    def leave(number: int, frame: Any) -> None:
-        sys.exit(128 + number)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    if halt.signal:
+        return 128 + halt.signal
+    return 75 if halt.paused else 1 if outcome.failed else 0
 
 
 def listener(plan: Any, reused: int, quiet: bool) -> Any:
@@ -91,7 +90,13 @@ def report(outcome: Any, as_json: bool, quiet: bool) -> None:
     if as_json:
         click.echo(
             json.dumps(
-                {"results": str(outcome.results), "done": outcome.done, "reused": outcome.reused, "failed": outcome.failed}
+                {
+                    "results": str(outcome.results),
+                    "done": outcome.done,
+                    "reused": outcome.reused,
+                    "failed": outcome.failed,
+                    "interrupted": outcome.interrupted,
+                }
             )
         )
         return
@@ -101,77 +106,7 @@ def report(outcome: Any, as_json: bool, quiet: bool) -> None:
         click.echo(f"{run_id} failed: {error}  ({traceback if traceback.is_file() else folder / 'log.txt'})", err=True)
     if not quiet:
         click.echo(
-            f"{len(outcome.done)} runs done, {len(outcome.reused)} reused, {len(outcome.failed)} failed: {outcome.results}"
+            f"{len(outcome.done)} runs done, {len(outcome.reused)} reused, {len(outcome.failed)} failed"
+            + (f", {len(outcome.interrupted)} stopped and saved" if outcome.interrupted else "")
+            + f": {outcome.results}"
         )
-
-
-@click.command()
-@spec_arguments
-@plugin_option
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder for results.")
-@json_option
-@speaks_plainly
-def plan(spec: Path, overrides: tuple[str, ...], plugin_files: tuple[Path, ...], out: Path | None, as_json: bool) -> int:
-    """Show what a sweep consists of: runs, and the stages they share."""
-    from rlhf_lab.runner import results_folder
-
-    sweep, plan, _ = planned(spec, overrides, plugin_files)
-    return show_plan(plan, results_folder(sweep.file.experiment, out), as_json)
-
-
-def show_plan(plan: Any, results: Path, as_json: bool) -> int:
-    from collections import Counter
-
-    from rlhf_lab.progress import labels
-    from rlhf_lab.runner import is_finished
-    from rlhf_lab.store import is_committed
-
-    stages = Counter(stage.name for stage in plan.stage_hashes.values())
-    there = Counter(stage.name for stage in plan.stage_hashes.values() if is_committed(results / "stages" / stage.hash))
-    finished = {run.run_id for run in plan.runs if is_finished(results, run)}
-    if as_json:
-        click.echo(
-            json.dumps(
-                {
-                    "results": str(results),
-                    "duplicates": plan.duplicates,
-                    "stages": dict(stages),
-                    "stages_done": dict(there),
-                    "runs": [
-                        {
-                            "run_id": run.run_id,
-                            "arm": run.arm,
-                            "axes": dict(run.axes),
-                            "seed": run.seed,
-                            "done": run.run_id in finished,
-                            "stages": {s.name: s.hash for s in run.stages},
-                        }
-                        for run in plan.runs
-                    ],
-                }
-            )
-        )
-        return 0
-    for run_id, label in labels(plan).items():
-        click.echo(f"{run_id}  {'done   ' if run_id in finished else 'to run '}  {label}")
-    click.echo(
-        f"{len(plan.runs)} runs ({len(finished)} done, {plan.duplicates} duplicates dropped); stages: "
-        + ", ".join(f"{count} {name}" + (f" ({there[name]} done)" if there[name] else "") for name, count in stages.items())
-    )
-    return 0
-
-
-@click.command()
-@spec_arguments
-@plugin_option
-@speaks_plainly
-def config(spec: Path, overrides: tuple[str, ...], plugin_files: tuple[Path, ...]) -> int:
-    """Print the resolved spec of each distinct run, defaults included."""
-    from rlhf_lab.progress import labels
-
-    _, plan, _ = planned(spec, overrides, plugin_files)
-    names = labels(plan)
-    click.echo(
-        json.dumps({names[run.run_id]: run.config.model_dump(mode="json") for run in plan.runs}, indent=1, ensure_ascii=False)
-    )
-    return 0

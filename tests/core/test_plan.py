@@ -8,8 +8,8 @@ import sys
 import pytest
 from micro_spec import PLUGINS, lab, plan_of, refused, write_spec
 
-from rlhf_lab.errors import DataError, SpecError
-from rlhf_lab.plan import in_order
+from rlhf_lab.errors import DataError
+from rlhf_lab.stage_graph import Circle, in_order
 
 FILE_DATA = """
 import hashlib
@@ -100,6 +100,18 @@ def test_the_seed_of_the_run_names_only_the_stages_that_follow_it(hashes):
     assert {name for name in one if one[name] != other[name]} == {"sft", "reward_model", "rl", "run"}
 
 
+def test_a_seed_names_a_stage_however_it_got_there(hashes):
+    one, other = hashes("sft.seed=run", seeds="seeds: [3]"), hashes("sft.seed=3", seeds="seeds: [3]")
+    assert one == other
+    assert hashes("sft.seed=3")["sft"] == one["sft"] != hashes("sft.seed=4")["sft"]
+    assert hashes("rl.seed=3")["rl"] == hashes(seeds="seeds: [3]")["rl"]
+
+
+def test_the_seed_of_the_data_is_no_seed_of_a_stage(hashes):
+    one, other = hashes("data.seed=3", seeds="seeds: [3]"), hashes("data.seed=0", seeds="seeds: [3]")
+    assert not set(one.values()) & set(other.values())
+
+
 def test_resources_arms_and_the_experiment_name_nothing(hashes):
     assert hashes() == hashes(resources="resources: {workers: 2, threads: 3}") == hashes("experiment=other", "arms={x: {}}")
 
@@ -182,5 +194,5 @@ def test_a_stage_comes_after_what_it_reads():
 
 
 def test_a_circle_is_named():
-    with pytest.raises(SpecError, match=r"^stages read each other in a circle: b → c → b$"):
+    with pytest.raises(Circle, match=r"^b → c → b$"):
         in_order({"a": ["b"], "b": ["c"], "c": ["b"]})

@@ -196,7 +196,7 @@ def test_a_name_that_two_distributions_claim_is_refused_with_both_names(install,
     assert "lab-a (claims_a)" in message and "lab-b (claims_b)" in message and "'<distribution>:shared'" in message
     assert lab("plan", path).exit_code == 0, "specs that do not name it are fine"
     for owner, beta in (("lab-a", 0.25), ("lab-b", 0.75)):
-        (config,) = json.loads(lab("config", path, f"rl.kl={owner}:shared").stdout).values()
+        (config,) = json.loads(lab("config", path, "--json", f"rl.kl={owner}:shared").stdout).values()
         assert config["rl"]["kl"]["beta"] == beta
 
 

@@ -251,8 +251,8 @@ def test_an_override_is_not_blamed_for_what_stands_in_the_file(wrong):
         ("axes: {rl.kl.beta: [0.1, .nan]}\n", "spec.yaml:8:26: rl.kl.beta must be a finite number, not nan"),
         ("axes: {rl.temperature: [.inf]}\n", "spec.yaml:8:25: rl.temperature must be a finite number, not inf"),
         ("axes: {rl.kl.beta: []}\n", "spec.yaml:8:8: axis 'rl.kl.beta' has no values, so there is nothing to run"),
-        ("axes: {rl.kl.beta: 0.1}\n", "spec.yaml:8:8: axes.rl.kl.beta must be a list, not 0.1"),
-        ("axes: [1]\n", "spec.yaml:8:1: axes must be a mapping, not a list"),
+        ("axes: {rl.kl.beta: 0.1}\n", "spec.yaml:8:8: axis 'rl.kl.beta' must be a list of values, not 0.1"),
+        ("axes: [1]\n", "spec.yaml:8:1: axes must be a mapping, or a list of mappings (blocks that add up), not a list"),
         ("seeds: []\n", "spec.yaml:8:1: seeds must have at least 1 item, not 0"),
         ("seeds: [0, 1, 0]\n", "spec.yaml:8:1: a seed is listed twice"),
         ("seeds: [0.5]\n", "spec.yaml:8:9: seeds[0] must be a whole number, not 0.5"),
@@ -309,9 +309,10 @@ def test_stages_that_read_each_other_in_a_circle(tmp_path):
     path.write_text(
         path.read_text().replace("sft: {", "sft: {init: other, ").replace("  rl:\n", "  other: {name: sft, init: sft}\n  rl:\n")
     )
-    assert refused(path) == "stages read each other in a circle: sft → other → sft"
+    said = "stages read each other in a circle: {}; let one of them read something else"
+    assert refused(path) == f"spec.yaml:5:9: {said.format('sft → other → sft')}"
     path.write_text(path.read_text().replace("init: other, ", "init: sft, "))
-    assert refused(path) == "stages read each other in a circle: sft → sft"
+    assert refused(path) == f"spec.yaml:5:9: {said.format('sft → sft')}"
 
 
 def test_every_point_is_validated_before_anything_is_created(tmp_path):
