@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import platform
 import shutil
 import signal
 import time
@@ -12,6 +13,7 @@ import pytest
 from micro_spec import PLUGINS, lab, lab_process, plan_of, write_spec
 
 import rlhf_lab
+from rlhf_lab.claims import Claims
 from rlhf_lab.records import COLUMNS
 from rlhf_lab.runner import results_folder
 from rlhf_lab.store import COMMIT, read_json
@@ -254,6 +256,38 @@ def test_a_failed_run_is_tried_again_and_the_traceback_goes_when_it_succeeds(tmp
     monkeypatch.setenv("TROUBLE_MENDED", "yes")
     code, said = run(path, "--plugin", TROUBLES, "rl.reward=raises")
     assert code == 0 and said["done"] == [run_id] and not (folder / "traceback.txt").exists()
+
+
+def test_a_run_that_takes_too_much_memory_is_ended_and_the_others_go_on(tmp_path):
+    """A gigabyte and a half of ones, where a worker without them has about half a gigabyte."""
+    seen = {"name": "observed", "file": str(tmp_path / "seen")}
+    arms = {"good": {"rl.reward": seen}, "eats": {"rl.reward": {**seen, "gigabytes": 1.5}}, "good_too": {"rl.steps": 2}}
+    path = write_spec(
+        tmp_path,
+        axes="axes: {}",
+        seeds="seeds: [0]",
+        arms=f"arms: {json.dumps(arms)}",
+        resources="resources: {workers: 1, threads: 1, memory_limit: 1.3}",
+    )
+    code, said = run(path, "--plugin", PLUGINS / "observed.py")
+    results = tmp_path / "out" / "tiny"
+    assert code == 1 and len(said["done"]) == 2
+    assert status_of(results) == {"good": "done", "eats": "failed:memory", "good_too": "done"}
+    (error,) = said["failed"].values()
+    assert error.startswith("it held 1.") and error.endswith(" GiB of memory, more than memory_limit: 1.3")
+
+
+def test_a_second_command_on_the_same_results_is_refused_or_joins(copied):
+    path, results = copied
+    with Claims() as claims:
+        assert claims.take(results / "driver")
+        result = lab("run", path, "--out", path.parent / "out")
+        assert result.exit_code == 1
+        assert result.stderr == (
+            f"process {os.getpid()} on {platform.node()} is working on {results}; wait for it, or share its runs with --join\n"
+        )
+        assert lab("run", path, "--out", path.parent / "out", "--join").exit_code == 0
+    assert run(path)[0] == 0
 
 
 # Stopping
