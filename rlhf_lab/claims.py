@@ -1,4 +1,4 @@
-"""What a driver works on, so that a second one on the same results refuses, or takes other runs. All kept alive by one thread."""
+"""What a driver works on, so that a second one on the same results refuses, or takes other runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from rlhf_lab.leases import HEARTBEAT, Lease, acquired, forget, let_go, place
 
 
 class Claims:
-    """Leases (leases.py) that are taken or left, never waited for. Used as a context, at whose end all are let go."""
+    """Leases (leases.py) that are taken or left, never waited for, and kept alive by one thread.
+
+    Used as a context, at whose end all are let go.
+    """
 
     def __init__(self) -> None:
         self.held: dict[Path, Lease] = {}

@@ -241,6 +241,6 @@ def test_runs_of_a_driver_that_was_killed_are_taken_up(site):
     first.kill()
     first.communicate()
     second = driver(site)
-    out, err = second.communicate(timeout=60)
+    _, err = second.communicate(timeout=60)
     assert second.returncode == 0, err
     assert not [path for path in (site.folder / "runs").glob("*/status.json") if read_json(path)["status"] != "done"]

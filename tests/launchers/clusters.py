@@ -54,7 +54,9 @@ class Local:
 class Slurm:
     """The SLURM that slurm.sh has started. A run is lost when its job is requeued."""
 
-    launcher = {"name": "slurm", "poll": 0.5, "minutes": 30}
+    def __init__(self):
+        self.launcher = {"name": "slurm", "poll": 0.5, "minutes": 30}
+
     lost = "SLURM job"
 
     def __enter__(self):

@@ -1,4 +1,4 @@
-"""The launchers' tests run against the launcher that RLHF_LAB_TEST_LAUNCHER names: local (always), slurm and ray where they are.
+"""The launchers' tests run against the launcher that RLHF_LAB_TEST_LAUNCHER names: local if it names none.
 
 `make test-slurm` and `make test-ray` start a real SLURM and a real Ray cluster of several nodes on this machine.
 """

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -52,10 +53,11 @@ class Site:
         prepare(sweep, plan, self.folder / "results", [PLUGIN])
         folders = {run.arm: self.folder / "results" / "runs" / run.run_id for run in plan.runs}
         shared = self.folder / "results" / "stages" / plan.runs[0].stages[0].hash
-        if not (shared / COMMIT).exists():
-            assert execute(next(iter(folders.values())), stop=lambda: (shared / COMMIT).exists()) == "interrupted"
-        for folder in folders.values():
-            (folder / "status.json").unlink(missing_ok=True)
+        first = next(iter(folders.values()))
+        assert execute(first, stop=lambda: (shared / COMMIT).exists()) == "interrupted"
+        shutil.rmtree(shared.with_name(read_json(first / "run.json")["stages"]["rl"]))
+        for file in (first / "status.json", self.seen):
+            file.unlink(missing_ok=True)
         return folders, sweep
 
     @contextlib.contextmanager
@@ -119,9 +121,8 @@ def test_a_run_that_is_asked_to_stop_saves_and_goes_on_later(site):
         before = len(site.lines("slow"))
         fleet.start([slow])
         assert all_ends(fleet, 1)[slow] == "" and status_of(slow) == "done"
-    rows = (
-        Path(read_json(slow / "run.json")["store"]) / read_json(slow / "run.json")["stages"]["rl"] / "steps.jsonl"
-    ).read_text()
+    run = read_json(slow / "run.json")
+    rows = (Path(run["store"]) / run["stages"]["rl"] / "steps.jsonl").read_text()
     steps = [json.loads(row)["step"] for row in rows.splitlines() if '"train"' in row]
     assert steps == [0, 1, 2] and len(site.lines("slow")) - before < before + 3, "it did not begin again"
 
@@ -151,27 +152,10 @@ def test_closing_ends_what_is_left(site):
 # Whole sweeps, by the command line
 
 
-def command(site, spec, *more):
-    launcher = f"resources.launcher={json.dumps(site.launcher)}"
-    return [
-        sys.executable,
-        "-m",
-        "rlhf_lab.cli",
-        "run",
-        spec,
-        launcher,
-        "--plugin",
-        PLUGIN,
-        "--out",
-        site.folder / "out",
-        *more,
-    ]
-
-
 def sweep_process(site, spec, *more):
-    return subprocess.Popen(
-        list(map(str, command(site, spec, *more))), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    launcher = f"resources.launcher={json.dumps(site.launcher)}"
+    command = [sys.executable, "-m", "rlhf_lab.cli", "run", spec, launcher, "--plugin", PLUGIN, "--out", site.folder / "out"]
+    return subprocess.Popen([*map(str, [*command, *more])], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def finished(process):
