@@ -128,7 +128,7 @@ def select(cfg: RLParameters, batch: Batch, index: Tensor) -> Minibatch:
     mask_BT, places_BT = batch.rollout.mask_BT[index] & trained_B1, batch.rollout.places_BT[index] & trained_B1
     advantages_BT = batch.advantages_BT[index]
     if cfg.whiten_advantages == "minibatch":
-        advantages_BT = masked.whiten(advantages_BT, mask_BT, shift_mean=cfg.advantages_shift_mean, ddof=cfg.whiten_ddof)
+        advantages_BT = masked.whiten(advantages_BT, mask_BT, **cfg.advantage_whitening)
     picked = {
         name: None if (value := getattr(batch, name)) is None else value[index]
         for name in ("old_logprobs_BT", "ref_logprobs_BT", "returns_BT", "scores_B", "values_BT")

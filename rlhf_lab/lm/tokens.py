@@ -132,11 +132,20 @@ def trim(rollout: Rollout) -> Rollout:
     )
 
 
+def microbatch_rows(rollout: Rollout, size: int | None) -> tuple[Tensor, ...]:
+    """Row numbers of parts of at most `size` sequences: short responses together, so that little of a part is padding."""
+    n = len(rollout)
+    if size is None or size >= n:
+        return (torch.arange(n),)
+    return rollout.places_BT.sum(1).cpu().argsort(stable=True).split(size)
+
+
 def in_microbatches(function: Callable[[Rollout], Sequence[Tensor]], rollout: Rollout, size: int | None) -> list[Tensor]:
     """`function(part) -> tensors (b, t)` over parts of at most `size` sequences, each trimmed; put together as (B, T)."""
-    width = rollout.mask_BT.shape[1]
-    parts = [function(trim(rollout.rows(index))) for index in torch.arange(len(rollout)).split(size or len(rollout))]
+    width, rows = rollout.mask_BT.shape[1], microbatch_rows(rollout, size)
+    parts = [function(trim(rollout.rows(index))) for index in rows]
+    back = torch.cat(rows).argsort()
     return [
-        torch.cat([torch.nn.functional.pad(x_bt, (0, width - x_bt.shape[1])) for x_bt in column])
+        torch.cat([torch.nn.functional.pad(x_bt, (0, width - x_bt.shape[1])) for x_bt in column])[back]
         for column in zip(*parts, strict=True)
     ]
