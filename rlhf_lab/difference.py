@@ -6,7 +6,7 @@ An experiment is a list of resolved runs, as JSON: those of a spec, of a results
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -82,7 +82,7 @@ def sentence(one: Sequence[Leaf], other: Sequence[Leaf]) -> str:
     return "; ".join(f"{value}: {leaf.sentence.rstrip('.')}" for value, leaf in leaves.items()) + "."
 
 
-def is_said(name: str, heard: Sequence[str]) -> bool:
+def is_said(name: str, heard: Iterable[str]) -> bool:
     """Whether a field is one of `heard`, or inside one, or a component around one."""
     return any(name == one or name.startswith(f"{one}.") or one.startswith(f"{name}.") for one in heard)
 

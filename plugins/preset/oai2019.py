@@ -12,8 +12,8 @@ OAI2019 = Preset(
     """lm-human-preferences as released: the defaults and conventions of its code, no task and no number of the paper.
 
     `ziegler2019` is the paper's experiment: the style tasks of launch.py, and the paper where the code says nothing. Not
-    copied: theirs samples on past the end of a response and pays KL there, has its value head on the policy's trunk, and
-    TensorFlow's Adam, whose ε is added before the bias correction.
+    copied: theirs samples on past the end of a response and pays KL there, and TensorFlow's Adam adds ε before the bias
+    correction.
     """,
     {
         "reward_model.loss": ("best_of_n_softmax", "lm-human-preferences label_types.py: best_of_4"),
@@ -27,7 +27,8 @@ OAI2019 = Preset(
         "reward_model.adam_eps": (1e-5, CORE + ", minimize"),
         "reward_model.max_grad_norm": (None, CORE + ", minimize: none"),
         "rl.policy.name": ("causal_lm", POLICY),
-        "rl.critic.name": ("value_model", "lm-human-preferences policy.py has a value head on the policy's trunk"),
+        "rl.critic.name": ("shared_trunk", "lm-human-preferences policy.py: a value head on the policy's trunk"),
+        "rl.critic.scale": (0.0, "lm-human-preferences policy.py: the head starts at 0"),
         "rl.critic.learning_rate": (5e-6, POLICY + ", PpoHParams: one optimiser for both"),
         "rl.kl.name": ("fixed", POLICY + ", RewardHParams: adaptive_kl None"),
         "rl.kl.beta": (0.2, POLICY + ", RewardHParams"),

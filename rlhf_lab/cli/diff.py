@@ -31,7 +31,7 @@ def diff(a: str, b: str, plugin_files: tuple[Path, ...], as_json: bool) -> int:
     A and B are specs, presets, folders of finished sweeps, or folders of finished runs. Of a preset, only what it says is
     compared. Exit code 0 if nothing differs, 1 if something does, 2 if A or B cannot be read.
     """
-    from rlhf_lab.difference import difference, shown
+    from rlhf_lab.difference import difference
     from rlhf_lab.registry import discover
 
     registry = discover([file.resolve() for file in plugin_files])
@@ -42,10 +42,18 @@ def diff(a: str, b: str, plugin_files: tuple[Path, ...], as_json: bool) -> int:
         click.echo(json.dumps({"a": one.label, "b": other.label, "equal": not found, "differences": rows}, ensure_ascii=False))
     elif found:
         header = ["field", one.label, other.label, "what it changes"]
-        print_table(header, [[d.field, shown(d.a), shown(d.b), d.sentence] for d in found])
+        print_table(header, [[d.field, cell(one, d.field, d.a), cell(other, d.field, d.b), d.sentence] for d in found])
     else:
         click.echo(f"{one.label} and {other.label} do not differ")
     return 1 if found else 0
+
+
+def cell(side: Any, field: str, values: Sequence[Any]) -> str:
+    """The values of a field; of a preset that leaves it open, the laboratory's default is told as such."""
+    from rlhf_lab.difference import is_said, shown
+
+    left_open = side.said and values and not is_said(field, side.said)
+    return shown(values) + " (default)" * bool(left_open)
 
 
 def experiment(name: str, registry: Any) -> Any:

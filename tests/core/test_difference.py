@@ -92,6 +92,8 @@ def test_two_presets():
     assert "rl.whiten_advantages" not in found and "rl.policy" not in found
     assert not [field for field in found if field.startswith(("sft", "data", "seeds", "rl.gold"))]
     assert said("trl", "trl", code=0) == {}
+    printed = {line.split("\t")[0]: line.split("\t")[1:3] for line in lab("diff", "trl", "openrlhf").stdout.splitlines()}
+    assert printed["rl.batch_size"] == ["64 (default)", "1024"] and printed["rl.temperature"] == ["0.7", "1.0"]
 
 
 def test_other_components_are_told_by_what_they_are():
