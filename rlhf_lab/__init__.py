@@ -8,9 +8,10 @@ from importlib.metadata import version
 from typing import Any
 
 from rlhf_lab.contracts import Component, hookimpl, param
+from rlhf_lab.function_rewards import reward_function
 
 __version__ = version("rlhf-lab")
-__all__ = ["Component", "__version__", "hookimpl", "load", "param"]
+__all__ = ["Component", "__version__", "hookimpl", "load", "param", "reward_function"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,6 @@
-"""Where a number came from: code, versions, device, threads. An allow-list, never the whole environment."""
+"""Where a number came from: code, versions, device, threads. Lists of what is kept, never all there is: no remote URL of a
+repository and no environment variable but those named here, for either may hold a token.
+"""
 
 from __future__ import annotations
 
@@ -6,22 +8,28 @@ import hashlib
 import os
 import platform
 import subprocess
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
 from typing import Any
 
+from rlhf_lab.contracts import ENTRY_POINT_GROUP
+
 PACKAGES = ("rlhf-lab", "torch", "transformers", "peft", "accelerate", "numpy", "tokenizers")
-VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "RLHF_LAB_LOAD_PLUGINS")
+VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "CUBLAS_WORKSPACE_CONFIG", "RLHF_LAB_LOAD_PLUGINS")
+# A repository that came with a spec may name programs that git would start.
+NO_PROGRAMS = ("-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null")
 
 
 def git_state(folder: Path) -> dict[str, str]:
     """Revision and hash of the uncommitted changes of the repository that `folder` lies in; empty outside of one."""
 
     def git(*arguments: str) -> bytes:
-        return subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, check=True, timeout=20).stdout
+        command = ["git", "-C", str(folder), *NO_PROGRAMS, *arguments]
+        return subprocess.run(command, capture_output=True, check=True, timeout=20).stdout
 
     try:
-        revision, changes = git("rev-parse", "HEAD").decode().strip(), git("diff", "HEAD")
+        revision = git("rev-parse", "HEAD").decode().strip()
+        changes = git("diff", "--no-ext-diff", "--no-textconv", "--no-color", "HEAD")
     except (OSError, subprocess.SubprocessError):
         return {}
     dirty = hashlib.blake2b(changes, digest_size=8).hexdigest() if changes else ""
@@ -29,8 +37,10 @@ def git_state(folder: Path) -> dict[str, str]:
 
 
 def package_versions() -> dict[str, str]:
+    """Of the libraries that make numbers, and of every distribution that brings plugins."""
+    plugins = {point.dist.name for point in entry_points(group=ENTRY_POINT_GROUP) if point.dist}
     found = {}
-    for name in PACKAGES:
+    for name in [*PACKAGES, *sorted(plugins - set(PACKAGES))]:
         try:
             found[name] = version(name)
         except PackageNotFoundError:
@@ -48,6 +58,7 @@ def provenance() -> dict[str, Any]:
         "packages": package_versions(),
         "device": device,
         "threads": torch.get_num_threads(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
         "host": platform.node(),
         "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
     }

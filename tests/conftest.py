@@ -10,6 +10,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 import tiny_world
 import torch
+from micro_spec import lab, write_spec
 
 
 def pytest_configure(config):
@@ -30,6 +31,15 @@ def world(tmp_path_factory):
     tiny_world.save_policy(folder / "sft")
     tiny_world.save_reward_model(folder / "reward_model")
     return folder
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """The results folder of the small sweep: two values of β, two seeds. Look, do not touch."""
+    folder = tmp_path_factory.mktemp("finished")
+    result = lab("run", write_spec(folder), "--out", folder / "out", "--json")
+    assert result.exit_code == 0, result.stderr
+    return folder / "out" / "tiny"
 
 
 @pytest.fixture

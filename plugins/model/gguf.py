@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from pydantic import model_validator
 
+from rlhf_lab.consent import outside
 from rlhf_lab.contracts import Component, hookimpl, param
 from rlhf_lab.errors import ModelError
 from rlhf_lab_plugins.model.hf import check_fit, file_hash, one_line, usable
@@ -37,6 +38,9 @@ class GGUF(Component):
             raise ModelError("reading a GGUF file needs the gguf library: pip install rlhf-lab[gguf]")
         path = self._path(Path(ctx.spec_folder))
         return load_dequantised(path), load_gguf_tokenizer(path)
+
+    def asks(self, spec_folder: Path) -> list[tuple[str, str]]:
+        return outside(spec_folder, self.file)
 
     def fingerprint(self, spec_folder: Path) -> dict[str, str]:
         """blake2b of the file."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,12 +12,14 @@ from typing import Any
 import torch
 from pydantic import model_validator
 
+from rlhf_lab.consent import CODE, outside
 from rlhf_lab.contracts import Component, hookimpl, param
 from rlhf_lab.errors import ModelError
 
 
 class HuggingFace(Component):
-    """What `save_pretrained` wrote: config, safetensors weights, tokenizer. No code that comes with weights is run.
+    """What `save_pretrained` wrote: config, safetensors weights, tokenizer. No code that comes with weights is run, unless
+    spec and command line both say so.
 
     A hub name is pinned to the commit that `revision` stands for when the experiment is planned, and that commit enters
     the hash of every stage; so does the content of a local folder.
@@ -25,6 +29,9 @@ class HuggingFace(Component):
     folder: str | None = param(None, "a local folder, relative to the spec")
     hub: str | None = param(None, "a name on the Hugging Face Hub, such as HuggingFaceTB/SmolLM2-135M")
     revision: str = param("main", "with `hub`: branch, tag or, best, commit")
+    trust_remote_code: bool = param(
+        False, "with `hub` and a commit: use the architecture in the Python files there; --trust-remote-code must allow it"
+    )
 
     @model_validator(mode="after")
     def _one_source(self) -> HuggingFace:
@@ -32,13 +39,26 @@ class HuggingFace(Component):
             raise ValueError("give either `folder` or `hub`")
         if self.folder is not None and self.revision != "main":
             raise ValueError("`revision` goes with `hub`; a local folder has none")
+        if self.trust_remote_code and (self.hub is None or not is_commit(self.revision)):
+            raise ValueError("`trust_remote_code` goes with `hub` and a `revision` of 40 digits, so that it is known what runs")
         return self
+
+    def asks(self, spec_folder: Path) -> list[tuple[str, str]]:
+        """A folder elsewhere and remote code have to be allowed on the command line."""
+        code = [(CODE, f"{self.hub}@{self.revision}")] if self.trust_remote_code else []
+        return [*outside(spec_folder, self.folder), *code]
+
+    def prepare(self) -> None:
+        """In each process, before a model of this architecture is loaded, from the hub or from a stage's folder."""
+        if self.trust_remote_code:
+            register_remote_code(self.hub, self.revision)
 
     def open(self, ctx: Any) -> tuple[Any, Any]:
         if self.folder is not None:
             folder = existing_folder(Path(ctx.spec_folder) / self.folder)
             return load_model(folder), load_tokenizer(folder)
         commit = hub_commit(self.hub, self.revision)
+        self.prepare()
         return load_model(self.hub, revision=commit), load_tokenizer(self.hub, revision=commit)
 
     def fingerprint(self, spec_folder: Path) -> dict[str, str]:
@@ -73,6 +93,40 @@ def hub_commit(name: str, revision: str) -> str:
         return Path(cached_file(name, "config.json", revision=revision)).parent.name
     except (OSError, ValueError) as error:
         raise ModelError(f"cannot find the model {name!r} at revision {revision!r} on the hub: {one_line(error)}") from None
+
+
+def is_commit(revision: str) -> bool:
+    return re.fullmatch("[0-9a-f]{40}", revision) is not None
+
+
+def register_remote_code(name: str, commit: str) -> None:
+    """Makes the classes in the repository's Python files known to transformers, as if they were its own.
+
+    So nothing is ever loaded with trust_remote_code, and the files are those of this commit only. Raises ModelError for
+    code from a second repository (whose commit nobody pins) and for code under the name of a built-in architecture.
+    """
+    from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, AutoModelForCausalLM
+    from transformers.dynamic_module_utils import get_class_from_dynamic_module
+    from transformers.utils import cached_file
+
+    settings = json.loads(Path(cached_file(name, "config.json", revision=commit)).read_text(encoding="utf-8"))
+    wanted = {auto: settings.get("auto_map", {}).get(auto.__name__) for auto in (AutoConfig, AutoModelForCausalLM, AutoModel)}
+    if not wanted[AutoConfig] or not wanted[AutoModelForCausalLM]:
+        raise ModelError(f"{name} brings no code for a causal language model; leave out `trust_remote_code`")
+    if any("--" in reference for reference in wanted.values() if reference):
+        raise ModelError(f"the code of {name} lies in another repository, whose commit is not pinned; it cannot be used")
+    kind = settings["model_type"]
+    if kind in CONFIG_MAPPING and CONFIG_MAPPING[kind].__module__.startswith("transformers."):
+        raise ModelError(f"the code of {name} calls itself {kind!r}, which transformers has built in")
+    made = {
+        auto: get_class_from_dynamic_module(reference, name, revision=commit, code_revision=commit)
+        for auto, reference in wanted.items()
+        if reference
+    }
+    AutoConfig.register(kind, made[AutoConfig], exist_ok=True)
+    for auto in (AutoModelForCausalLM, AutoModel):
+        if auto in made:
+            auto.register(made[AutoConfig], made[auto], exist_ok=True)
 
 
 def load_model(source: Path | str, **keywords: Any) -> Any:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from rlhf_lab.consent import outside
 from rlhf_lab.contracts import Component, hookimpl, param
 from rlhf_lab.errors import ModelError
 from rlhf_lab_plugins.model.hf import existing_folder, folder_hashes, load_tokenizer, one_line, usable
@@ -39,6 +40,9 @@ class Scratch(Component):
                 return AutoModelForCausalLM.from_config(config).eval(), tokenizer
             except (ValueError, RuntimeError) as error:
                 raise ModelError(f"no {self.architecture} model can be built with these sizes: {one_line(error)}") from None
+
+    def asks(self, spec_folder: Path) -> list[tuple[str, str]]:
+        return outside(spec_folder, self.tokenizer)
 
     def fingerprint(self, spec_folder: Path) -> dict[str, str]:
         """blake2b of each file of the tokenizer's folder."""

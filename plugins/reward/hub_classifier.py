@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from pydantic import model_validator
 
+from rlhf_lab.consent import outside
 from rlhf_lab.contracts import Component, Scores, hookimpl, param
 from rlhf_lab.errors import ModelError
 from rlhf_lab.lm.precision import ready
@@ -33,6 +34,9 @@ class HubClassifier(Component):
         if (self.folder is None) == (self.hub is None):
             raise ValueError("give either `folder` or `hub`")
         return self
+
+    def asks(self, spec_folder):
+        return outside(spec_folder, self.folder)
 
     def fingerprint(self, spec_folder):
         """blake2b of each file of the folder, or the commit on the hub."""
@@ -65,7 +69,7 @@ def load(cfg, ctx):
     )
     try:
         model, info = AutoModelForSequenceClassification.from_pretrained(
-            **source, dtype=torch.float32, trust_remote_code=False, output_loading_info=True
+            **source, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, output_loading_info=True
         )
         tokenizer = AutoTokenizer.from_pretrained(**source, trust_remote_code=False)
     except (OSError, ValueError, RuntimeError, KeyError) as error:

@@ -23,7 +23,12 @@ def _pretrained(loader: Any, folder: Path) -> Any:
     folder = model_folder(folder)
     try:
         model, info = loader.from_pretrained(
-            folder, dtype=torch.float32, use_safetensors=True, local_files_only=True, output_loading_info=True
+            folder,
+            dtype=torch.float32,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{folder} holds no model that can be loaded: {' '.join(str(error).split())}") from None
@@ -52,14 +57,14 @@ def load_backbone(folder: Path) -> Any:
 def load_tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(model_folder(folder), local_files_only=True)
+    return AutoTokenizer.from_pretrained(model_folder(folder), local_files_only=True, trust_remote_code=False)
 
 
 def load_encoder(folder: Path, template: Any) -> Encoder:
     """The tokenizer of a stage with the run's template."""
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(model_folder(folder), local_files_only=True).get_text_config()
+    config = AutoConfig.from_pretrained(model_folder(folder), local_files_only=True, trust_remote_code=False).get_text_config()
     return Encoder(load_tokenizer(folder), template, context=getattr(config, "max_position_embeddings", 10**9))
 
 

@@ -60,3 +60,22 @@ def test_bars_count_runs_and_show_what_is_at_work(plan):
         bars(plan.runs[0].run_id, {"event": "finished", "status": "failed"})
     (sweep,) = bars.progress.tasks
     assert (sweep.completed, sweep.total) == (3, 4)
+
+
+def test_what_a_label_or_a_metric_says_cannot_steer_the_terminal(plan, capsys):
+    """A label is text of the spec, and a stage of a plugin says what it likes."""
+    evil = "\x1b]0;owned\x07a\x1b[2Jb\x9b31mc\u202ed\r\ne"
+    run_id = plan.runs[0].run_id
+    lines = Lines(plan, interval=0)
+    lines.labels = {run_id: evil}
+    lines(run_id, progress(1, evil))
+    bars = Bars(plan)
+    bars.labels = {run_id: evil}
+    bars.progress.live.console = Console(file=io.StringIO(), force_terminal=True, width=200)
+    with bars:
+        bars(run_id, progress(3, evil))
+        (task,) = [task for task in bars.progress.tasks if task.id != bars.sweep]
+    said = capsys.readouterr().err
+    assert said == "]0;owned" + "abcd e: rl 1/9  ]0;owned" + "abcd e\n"
+    for text in (task.description, task.fields["text"]):
+        assert "abcd" in text and not re.search("[\x00-\x1f\x7f-\x9f\u202e]", text)
