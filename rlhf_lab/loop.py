@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -59,24 +60,17 @@ def train(cfg: RLParameters, ctx: StageContext) -> None:
             beta_in_reward = 0.0 if cfg.kl_placement == "loss" else beta
             rewards_BT = rewards.token_rewards(scores_B, kl_BT, rollout.mask_BT, beta_in_reward, rollout.states_BT)
             if cfg.whiten_rewards:
-                shift = {"shift_mean": cfg.rewards_shift_mean, "ddof": cfg.whiten_ddof}
-                rewards_BT = masked.whiten(rewards_BT, rollout.places_BT, **shift)
+                rewards_BT = masked.whiten(rewards_BT, rollout.places_BT, **cfg.reward_whitening)
 
             # 4. advantages and returns
             values_BT, after_B = state_values(cfg, actors, rollout)
-            compared_BT = rewards_BT
-            if cfg.baseline == "before_kl":
-                compared_BT = rewards.token_rewards(scores_B, kl_BT, rollout.mask_BT, 0.0, rollout.states_BT)
-            given = (compared_BT, rollout.places_BT, scores_B, rollout.group_B, rollout.ended_B)
+            given = (rewards_BT, rollout.places_BT, scores_B, rollout.group_B, rollout.ended_B)
             inputs = AdvantageInputs(*given, values_BT, greedy_scores_B, after_B, old.logprobs_BT, ref_logprobs_BT)
-            advantages_BT, returns_BT, advantage_state = cfg.advantage.estimate(inputs, actors.advantage_state)
-            actors.advantage_state = kept(actors.advantage_state, advantage_state)
-            if cfg.baseline == "before_kl":
-                advantages_BT = advantages_BT + rewards.to_go(-beta_in_reward * kl_BT, rollout.mask_BT)
+            advantages_BT, returns_BT = estimated(cfg, actors, inputs, rollout, -beta_in_reward * kl_BT)
             trained_B = rewards.trained(rollout, cfg.truncation)
             if cfg.whiten_advantages == "rollout":
-                shift = {"shift_mean": cfg.advantages_shift_mean, "ddof": cfg.whiten_ddof}
-                advantages_BT = masked.whiten(advantages_BT, rollout.mask_BT & trained_B[:, None], **shift)
+                trained_BT = rollout.mask_BT & trained_B[:, None]
+                advantages_BT = masked.whiten(advantages_BT, trained_BT, **cfg.advantage_whitening)
 
         # 5. update: inner epochs of shuffled minibatches; then β
         batch = Batch(
@@ -155,6 +149,22 @@ def greedy_scores(
     scores_B = rewards.without_eos(scores.scores_B, answers.ended_B, **cfg.without_eos)
     row = {"greedy_score": scores_B.mean().item(), "greedy_tokens": answers.mask_BT.sum().item()}
     return scores_B.repeat_interleave(cfg.samples_per_prompt), row
+
+
+def estimated(
+    cfg: RLParameters, actors: Actors, inputs: AdvantageInputs, rollout: Rollout, penalties_BT: Tensor
+) -> tuple[Tensor, Tensor]:
+    """advantages_BT and returns_BT. With `baseline: before_kl` the estimator compares scores alone, and what the KL costs from
+    a token on is added to its advantage.
+    """
+    if cfg.baseline == "before_kl":
+        alone_BT = rewards.token_rewards(inputs.scores_B, penalties_BT, rollout.mask_BT, 0.0, rollout.states_BT)
+        inputs = replace(inputs, rewards_BT=alone_BT)
+    advantages_BT, returns_BT, state = cfg.advantage.estimate(inputs, actors.advantage_state)
+    actors.advantage_state = kept(actors.advantage_state, state)
+    if cfg.baseline == "before_kl":
+        advantages_BT = advantages_BT + rewards.to_go(penalties_BT, rollout.mask_BT)
+    return advantages_BT, returns_BT
 
 
 def state_values(cfg: RLParameters, actors: Actors, rollout: Rollout) -> tuple[Tensor | None, Tensor | None]:

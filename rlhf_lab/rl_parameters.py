@@ -126,6 +126,14 @@ class RLParameters(Component):
         return self.temperature if self.logprob_temperature == "sampling" else 1.0
 
     @property
+    def reward_whitening(self) -> dict[str, Any]:
+        return {"shift_mean": self.rewards_shift_mean, "ddof": self.whiten_ddof}
+
+    @property
+    def advantage_whitening(self) -> dict[str, Any]:
+        return {"shift_mean": self.advantages_shift_mean, "ddof": self.whiten_ddof}
+
+    @property
     def without_eos(self) -> dict[str, Any]:
         """What a response that did not end scores, for `rewards.without_eos`."""
         return {"score": 0.0 if self.truncation == "bootstrap" else self.no_eos_score, "penalty": self.no_eos_penalty}
