@@ -1,11 +1,5 @@
 """A stage that is stopped, or killed, and goes on leaves the same bytes as one that was never disturbed."""
 
-import os
-import signal
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import tiny_world
 
@@ -114,44 +108,3 @@ def test_a_checkpoint_with_a_flipped_byte_does_not_count(tmp_path):
     data[-1] ^= 1
     path.write_bytes(bytes(data))
     assert newest_checkpoint(tmp_path) is None
-
-
-WORKER = """
-import os, signal, sys
-sys.path.insert(0, sys.argv[3])
-import torch; torch.set_num_threads(1)
-import tiny_world
-from pathlib import Path
-from rlhf_lab.cadence import Cadence
-from rlhf_lab.checkpoint import keep_only_resumable, remove_checkpoints
-from test_resume import CASES
-folder, world, kill_at = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[4])
-ctx = tiny_world.context("rl", CASES["rl"], folder, world)
-ctx.checkpoint_every, done = Cadence(steps=1), [0]
-plain = ctx.log
-def log(step, split, **metrics):
-    plain(step, split, **metrics)
-    done[0] += 1
-    if done[0] == kill_at:
-        os.kill(os.getpid(), signal.SIGKILL)
-ctx.log = log
-keep_only_resumable(folder)
-ctx.config.stages["rl"].run(ctx)
-remove_checkpoints(folder)
-"""
-
-
-@pytest.mark.slow
-def test_sigkill_between_any_two_rows_twice(world, tmp_path):
-    """A real process kills itself after the k-th row, and the process that resumes does so again."""
-    run("rl", CASES["rl"], tmp_path / "undisturbed", world)
-    here = Path(__file__).parent
-    folder = tmp_path / "killed"
-    folder.mkdir()
-    codes = []
-    for kill_at in (3, 2, 1, 10_000):
-        arguments = [sys.executable, "-c", WORKER, str(folder), str(world), str(here.parent), str(kill_at)]
-        environment = {**os.environ, "PYTHONPATH": f"{here}{os.pathsep}{here.parent}", "OMP_NUM_THREADS": "1"}
-        codes.append(subprocess.run(arguments, env=environment, stderr=subprocess.DEVNULL, timeout=300).returncode)
-    assert codes == [-signal.SIGKILL] * 3 + [0]
-    assert contents(folder) == contents(tmp_path / "undisturbed")

@@ -23,6 +23,18 @@ def nursery(tmp_path_factory):
 
 
 @pytest.fixture
+def finding(request):
+    """`finding("57 kills")`: what a test found out, for the catalogue."""
+
+    def finding(text):
+        if "FAULT_FINDINGS" in os.environ:
+            with open(os.environ["FAULT_FINDINGS"], "a", encoding="utf-8") as file:
+                file.write(f"{request.node.originalname}\t{text}\n")
+
+    return finding
+
+
+@pytest.fixture
 def armed(monkeypatch):
     """`armed("write.fsync:enospc")`: the fault that this process meets next."""
     return lambda text: monkeypatch.setattr(faults, "armed", faults.armed_by(text))
