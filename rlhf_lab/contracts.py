@@ -98,7 +98,8 @@ class Component(BaseModel):
 def param(default: Any = ..., doc: str = "", *, unit: str | None = None, source: str | None = None, **constraints) -> Any:
     """A parameter of a component. `constraints` are pydantic's (gt, ge, lt, le, min_length, …).
 
-    `unit` and `source` (paper and section, or repository and line) are shown by `rlhf-lab plugins show`.
+    `unit` and `source` (paper and section, or repository and line) are shown by `rlhf-lab plugins show`; the laws of
+    `rlhf_lab.testing` also try the values of `examples`, where types and bounds suggest none.
     """
     extra = {key: value for key, value in {"unit": unit, "source": source}.items() if value}
     return Field(default, description=doc, json_schema_extra=extra or None, **constraints)

@@ -18,7 +18,14 @@ HEAD = f"""\
 
 Everything that a spec can name, one folder per kind. {HOW}
 `rlhf-lab plugins show KIND NAME` prints more of each: range, unit and source of every parameter. A component of your own starts
-with `rlhf-lab plugins new KIND NAME` and is tested by `rlhf-lab plugins check PATH`.
+with `rlhf-lab plugins new KIND NAME` and is tested by `rlhf-lab plugins check PATH`, by these [laws](LAWS.md). How right the
+gradient of each estimator is stands in [ESTIMATORS.md](ESTIMATORS.md).
+"""
+LAW_HEAD = f"""\
+# Laws
+
+What `rlhf-lab plugins check PATH` and `rlhf_lab.testing` hold every component against, at its defaults and at settings found
+from the types and bounds of its parameters. {HOW}
 """
 ESTIMATORS = f"""\
 # Bias and variance of the policy gradient
@@ -49,11 +56,24 @@ def estimators_page(registry: Registry) -> str:
     return ESTIMATORS + markdown(estimator_table(registry))
 
 
+def laws_page() -> str:
+    """Every law of the kit in its own words, by kind."""
+    from rlhf_lab.testing import LAWS
+    from rlhf_lab.testing.catalogue import statement
+    from rlhf_lab.testing.every_kind import LAWS as OF_EVERY_KIND
+
+    blocks = [LAW_HEAD]
+    for kind, laws in {"every kind": OF_EVERY_KIND, **LAWS}.items():
+        rows = [[law.__name__.replace("_", " "), statement(law)] for law in laws]
+        blocks.append(f"## {kind}\n\n" + table([["law", "what it says"], *rows]))
+    return "\n".join(blocks)
+
+
 def write_pages(registry: Registry, folder: Path) -> list[Path]:
-    pages = {folder / "README.md": page(registry), folder / "ESTIMATORS.md": estimators_page(registry)}
-    for path, text in pages.items():
-        path.write_text(text, encoding="utf-8")
-    return list(pages)
+    pages = {"README.md": page(registry), "LAWS.md": laws_page(), "ESTIMATORS.md": estimators_page(registry)}
+    for name, text in pages.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    return [folder / name for name in pages]
 
 
 def table(rows: list[list[str]]) -> str:

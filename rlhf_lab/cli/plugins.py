@@ -126,12 +126,14 @@ def plugins_check(path: Path, as_json: bool) -> int:
 
 @plugins.command("docs")
 @click.option(
-    "--out", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Folder for README.md and ESTIMATORS.md."
+    "--out",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder for README.md, LAWS.md and ESTIMATORS.md.",
 )
 @plugin_option
 @speaks_plainly
 def plugins_docs(out: Path | None, plugin_files: tuple[Path, ...]) -> int:
-    """Print the table of all built-in components, or write it and that of the estimators into a folder."""
+    """Print the table of all built-in components, or write it, the laws and the table of the estimators into a folder."""
     from rlhf_lab.cli.plugin_table import page, write_pages
     from rlhf_lab.registry import discover
 

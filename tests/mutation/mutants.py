@@ -80,9 +80,7 @@ MUTANTS = (
         (KL,),
     ),
     # token rewards
-    Mutant(
-        "reward: the sign of the KL penalty", "rlhf_lab/rewards.py", "(-beta * kl_BT)", "(beta * kl_BT)", (REWARDS,)
-    ),
+    Mutant("reward: the sign of the KL penalty", "rlhf_lab/rewards.py", "(-beta * kl_BT)", "(beta * kl_BT)", (REWARDS,)),
     Mutant(
         "reward: the score counted twice",
         "rlhf_lab/rewards.py",

@@ -80,7 +80,9 @@ def run_tests(project: Path, tests: tuple[str, ...], told: Path) -> int:
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 1)
         os.dup2(nowhere.fileno(), 2)
-        return int(pytest.main([*tests, "-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"], plugins=[Listener()]))
+        already_imported = "ignore::pytest.PytestAssertRewriteWarning"
+        options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-W", already_imported]
+        return int(pytest.main([*tests, *options], plugins=[Listener()]))
 
 
 def tried(mutant: Mutant, project: Path) -> str | None:

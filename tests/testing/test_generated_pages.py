@@ -1,11 +1,11 @@
-"""The generated pages are current: plugins/README.md and plugins/ESTIMATORS.md."""
+"""The generated pages are current: plugins/README.md, LAWS.md and ESTIMATORS.md."""
 
 from pathlib import Path
 
 import pytest
 from micro_spec import lab
 
-from rlhf_lab.cli.plugin_table import estimators_page, page, source
+from rlhf_lab.cli.plugin_table import estimators_page, laws_page, page, source
 from rlhf_lab.registry import discover
 
 PLUGINS = Path(__file__).resolve().parents[2] / "plugins"
@@ -23,6 +23,10 @@ def test_the_catalogue_is_current(registry):
 
 def test_the_table_of_estimators_is_current(registry):
     assert (PLUGINS / "ESTIMATORS.md").read_text(encoding="utf-8") == estimators_page(registry), AGAIN
+
+
+def test_the_list_of_laws_is_current():
+    assert (PLUGINS / "LAWS.md").read_text(encoding="utf-8") == laws_page(), AGAIN
 
 
 def test_every_component_has_one_row_and_each_parameter_its_default(registry):
