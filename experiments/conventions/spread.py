@@ -99,7 +99,7 @@ def draw(results: Path, out: Path | None = None) -> list[Path]:
     steps, folder = load(results), out or results / "figures"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "conventions.md").write_text(markdown(steps), encoding="utf-8")
-    figure = curves(steps, ["kl", "reward_proxy", "reward_gold", "response_length"], hue="arm", stage="rl")
+    figure = curves(steps, ["kl", "reward_proxy", "reward_gold"], hue="arm", stage="rl")
     figure.savefig(folder / "conventions.png", dpi=200)
     return [folder / "conventions.md", folder / "conventions.png"]
 

@@ -65,17 +65,16 @@ def test_presets_on_a_transformer(preset, sft, transformer_world, tmp_path):
 
 @pytest.mark.parametrize("name", ADVANTAGES)
 def test_advantage_estimators_on_a_table(name, tmp_path):
-    """Those that need values are in the presets, on a transformer: a table has no critic."""
+    """With exact KL and reward of what each trains, with a table of values for those that need one."""
     try:
         needs = registry().choose("advantage", name).needs
     except ValueError:
         pytest.skip("cannot be made without parameters")
-    if "values" in needs:
-        pytest.skip("needs a critic")
     exactly = known()
-    parameters = SIZES | {
-        "policy": "tabular", "critic": "none", "advantage": name, "objective": ["ppo_clip"], "learning_rate": 0.1, "steps": 20,
-        "kl": {"name": "fixed", "beta": 0.1}, "samples_per_prompt": 4 if "groups" in needs else 1, "reward": "table",
+    valued = {"critic": "tabular", "objective": ["ppo_clip", "value_clip"]} if "values" in needs else {"critic": "none"}
+    parameters = SIZES | {"objective": ["ppo_clip"]} | valued | {
+        "policy": "tabular", "advantage": name, "learning_rate": 0.1, "steps": 20, "kl": {"name": "fixed", "beta": 0.1},
+        "samples_per_prompt": 4 if "groups" in needs else 1, "reward": "table",
     }  # fmt: skip
     done = run("rl", parameters, tmp_path / "rl", {}, "tabular")
     law_XN = exactly.law(load_table(done.folder / "policy"))
