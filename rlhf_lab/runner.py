@@ -15,13 +15,13 @@ from typing import Any
 from rlhf_lab.checkpoint import json_safe
 from rlhf_lab.claims import Claims
 from rlhf_lab.drive import Halt, Listen, Task, drive
-from rlhf_lab.errors import StorageError, SweepBusy
+from rlhf_lab.errors import DataError, StorageError, SweepBusy
 from rlhf_lab.leases import holder
 from rlhf_lab.plan import Plan, PlannedRun, source_reader
 from rlhf_lab.provenance import git_state, package_versions
 from rlhf_lab.records import compact
 from rlhf_lab.spec import Sweep
-from rlhf_lab.store import is_committed, read_json, trouble, write_atomically, write_json
+from rlhf_lab.store import SCHEMA, is_committed, read_json, trouble, write_atomically, write_json
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,7 @@ def prepare(
     write_json(
         results / "plan.json",
         {
+            "schema": SCHEMA,
             "experiment": sweep.file.experiment,
             "runs": [run.run_id for run in plan.runs],
             "packages": package_versions(),
@@ -89,6 +90,16 @@ def write_if_new(file: Path, value: Mapping[str, Any]) -> None:
     """Leaves a file alone that says the same: others may be reading it, and ten thousand runs have as many."""
     if not file.is_file() or read_json(file) != json_safe(value):
         write_json(file, value)
+
+
+def refuse_newer(results: Path) -> None:
+    """Raises DataError for results that a newer rlhf_lab wrote, before anything in them is touched."""
+    schema = read_json(results / "plan.json").get("schema", SCHEMA) if (results / "plan.json").is_file() else SCHEMA
+    if schema > SCHEMA:
+        raise DataError(
+            f"{results} was written by a newer rlhf_lab (schema {schema}, this one knows {SCHEMA}); "
+            "go on with that one, or choose another folder with --out"
+        )
 
 
 def is_finished(results: Path, run: PlannedRun) -> bool:
@@ -119,6 +130,7 @@ def run_sweep(
     `only` names runs that are wanted, if not all are. Raises SweepBusy where another process works on the same results, unless
     `join`: then they share the runs.
     """
+    refuse_newer(results)
     halt, resources = Halt() if halt is None else halt, sweep.file.resources
     reused = [run.run_id for run in plan.runs if is_finished(results, run)]
     wanted = {run.run_id for run in plan.runs} if only is None else set(only)

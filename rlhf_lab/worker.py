@@ -313,7 +313,8 @@ def main() -> int:
         standard_input(stop)
     with output_to(run_dir / "log.txt"):
         status = execute(run_dir, say, stop)
-    return {"done": 0, "interrupted": 128 + stop.signal}.get(status, 1)
+    later = {"interrupted": 128 + stop.signal if stop.signal else 75, "failed:disk_full": 75, "failed:io_error": 75}
+    return 0 if status == "done" else later.get(status, 1)
 
 
 if __name__ == "__main__":

@@ -57,6 +57,16 @@ def test_fault_20_a_newer_table_is_refused_in_one_sentence(old):
     assert path.read_bytes() == before
 
 
+def test_fault_20_a_newer_sweep_is_left_alone(nursery, tmp_path):
+    spec_in(tmp_path)
+    results = results_of(tmp_path)
+    results.mkdir(parents=True)
+    (results / "plan.json").write_text('{"schema": 2, "runs": []}')
+    code, _, err = nursery.run(run_of(tmp_path))
+    assert code == 1 and "was written by a newer rlhf_lab (schema 2, this one knows 1)" in err and "Traceback" not in err
+    assert [path.name for path in results.iterdir()] == ["plan.json"]
+
+
 def test_fault_20_what_is_no_table_is_said(old):
     (old / "steps.parquet").write_bytes(b"PAR1 half")
     with pytest.raises(DataError, match=r"cannot be read as parquet .*; `rlhf-lab run` writes it anew"):
