@@ -57,7 +57,7 @@ def test_fault_20_a_newer_table_is_refused_in_one_sentence(old):
     assert path.read_bytes() == before
 
 
-def test_fault_20_a_newer_sweep_is_left_alone(nursery, tmp_path):
+def test_a_sweep_of_a_newer_version_is_left_alone(nursery, tmp_path):
     spec_in(tmp_path)
     results = results_of(tmp_path)
     results.mkdir(parents=True)
