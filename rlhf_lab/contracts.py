@@ -30,7 +30,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Protocol
 
 import numpy as np
 import pluggy
@@ -141,6 +141,8 @@ def slot(kind: str) -> Any:
 
 
 StageRef = Annotated[str, AfterValidator(_known_stage)]
+Seed = Annotated[int, Field(ge=0)] | Literal["run"]
+AdamBetas = tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]]
 
 
 # ---------------------------------------------------------------------------------------------------------------

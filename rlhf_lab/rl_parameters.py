@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from rlhf_lab.aggregation import Aggregation
-from rlhf_lab.contracts import Component, StageRef, param, slot
+from rlhf_lab.contracts import AdamBetas, Component, Seed, StageRef, param, slot
 from rlhf_lab.kl import Estimator
 from rlhf_lab.not_finite import ABOUT, OnNaN
 from rlhf_lab.schedule import Schedule
@@ -29,7 +29,7 @@ class Evaluation(BaseModel):
 class RLParameters(Component):
     """Maximises E[score] − β·KL(π‖ref) on the prompts of the data (Ziegler et al. 2019, eq. 2; Ouyang et al. 2022, eq. 2)."""
 
-    seed: int | Literal["run"] = param("run", "'run': the seed of the run; a number: the same in every run")
+    seed: Seed = param("run", "'run': the seed of the run; a number: the same in every run")
 
     policy: slot("policy") = param("causal_lm", "what is trained")
     critic: slot("critic") = param("value_model", "values for estimators that need them")
@@ -69,7 +69,7 @@ class RLParameters(Component):
     warmup_steps: int = param(0, "iterations of learning-rate warm-up", ge=0)
     critic_warmup: int = param(0, "iterations in which only the critic is trained; policy and β stay as they are", ge=0)
     warmup_from: float = param(0.1, "factor on the learning rate at the first iteration of the warm-up", ge=0, le=1)
-    adam_betas: tuple[float, float] = param((0.9, 0.999), "Adam β1, β2")
+    adam_betas: AdamBetas = param((0.9, 0.999), "Adam β1, β2")
     adam_eps: float = param(1e-5, "Adam ε", gt=0, source="lm-human-preferences; Huang et al. 2024")
     max_grad_norm: float | None = param(1.0, "clip of the gradient norm, policy and critic each; null for none", gt=0)
     ema: float | None = param(None, "decay of the averaged weights, which are then evaluated and saved", gt=0, lt=1)

@@ -104,6 +104,8 @@ def test_the_good_spec_runs(spec):
         ("steps: 1", "kl: step_kl_doubling", "spec.yaml:12:5: the β of step_kl_doubling weighs the KL of the update"),
         ("steps: 1", "objective: [ppo_clip, kl_loss]", "set kl_placement: loss, or both if that is meant"),
         ("steps: 1", "kl: {name: adaptive, beta: 0}", "spec.yaml:12:26: rl.kl.beta must be > 0, not 0"),
+        ("steps: 1", "seed: -1", "spec.yaml:12:5: rl.seed must be ≥ 0 or 'run', not -1"),
+        ("steps: 1", "adam_betas: [0.9, 1]", "spec.yaml:12:23: rl.adam_betas[1] must be < 1, not 1"),
         ("steps: 1", "advantage: grpo", "grpo compares samples of one prompt; set samples_per_prompt: 2 or more"),
         ("{train: prompts.jsonl, validation: prompts.jsonl}", "5", "data.prompts must be a mapping, not 5"),
     ],
