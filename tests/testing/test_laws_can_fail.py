@@ -1,9 +1,11 @@
 """Each law of the kit on a component that breaks it and nothing else: a law that cannot fail proves nothing."""
 
 import dataclasses
+import itertools
 import json
 import random
 
+import numpy as np
 import pytest
 import torch
 from pydantic import ConfigDict
@@ -11,6 +13,10 @@ from pydantic import ConfigDict
 from rlhf_lab.contracts import Estimate, Loss, Preset, Ranking, Scores, param
 from rlhf_lab.skeletons.critic import Skeleton as PlainCritic
 from rlhf_lab.skeletons.critic import Values
+from rlhf_lab.skeletons.data import Skeleton as PlainData
+from rlhf_lab.skeletons.model import Skeleton as PlainModel
+from rlhf_lab.skeletons.policy import Skeleton as PlainPolicy
+from rlhf_lab.skeletons.template import Skeleton as PlainTemplate
 from rlhf_lab.testing import LAWS, laws_of, verdicts
 from rlhf_lab.testing import every_kind as all_kinds
 from rlhf_lab.testing.catalogue import statement
@@ -532,6 +538,128 @@ class CountsPositions(PlainCritic):
 
     def build(self, ctx, policy):
         return KnowsItsWidth(super().build(ctx, policy).module)
+
+
+class Bent(PlainPolicy):
+    """A policy to be broken: `bend` changes what was built."""
+
+    def build(self, ctx):
+        live = super().build(ctx)
+        self.bend(live)
+        return live
+
+
+@breaks("it_starts_as_its_reference")
+class OtherReference(Bent):
+    """Is compared with another model than the one it starts from."""
+
+    def bend(self, live):
+        with torch.no_grad():
+            next(live.reference.parameters()).add_(0.05)
+
+
+@breaks("the_reference_stays")
+class LiveReference(Bent):
+    """Is compared with itself."""
+
+    def bend(self, live):
+        live.reference = live.module
+
+
+@breaks("sampler_and_training_agree")
+class HotSampler(Bent):
+    """Samples at another temperature than it is asked for."""
+
+    def bend(self, live):
+        sample = live.rollout
+        live.rollout = lambda prompts, rng, **options: sample(
+            prompts, rng, **{**options, "temperature": 0.8 * options["temperature"]}
+        )
+
+
+@breaks("noise_is_the_streams")
+class OwnNoise(Bent):
+    """Draws from a generator of its own."""
+
+    def bend(self, live):
+        sample, own = live.rollout, np.random.default_rng(0)
+        live.rollout = lambda prompts, rng, **options: sample(prompts, own, **options)
+
+
+@breaks("padding_changes_nothing")
+class KnowsThePadding(Bent):
+    """Has log-probs that know how wide the batch is."""
+
+    def bend(self, live):
+        forward, reference = live.forward, live.reference_logprobs
+
+        def wide(rollout):
+            return 0.01 * (rollout.response_ids_BT.shape[1] == 7)
+
+        live.forward = lambda rollout, **options: (out := forward(rollout, **options))._replace(
+            logprobs_BT=out.logprobs_BT - wide(rollout)
+        )
+        live.reference_logprobs = lambda rollout, **options: reference(rollout, **options) - wide(rollout)
+
+
+@breaks("probabilities_add_up", "sampler_and_training_agree")
+class Unnormalised(Bent):
+    """Has log-probs that are none."""
+
+    def bend(self, live):
+        forward, reference = live.forward, live.reference_logprobs
+        live.forward = lambda rollout, **options: (out := forward(rollout, **options))._replace(
+            logprobs_BT=out.logprobs_BT - 0.1
+        )
+        live.reference_logprobs = lambda rollout, **options: reference(rollout, **options) - 0.1
+
+
+# Templates, data, models
+
+
+@breaks("a_prompt_becomes_one_text", "each_parameter_counts")
+class SaysTheSame(PlainTemplate):
+    """Forgets the prompt."""
+
+    def format(self, prompt, tokenizer):
+        return "Say something."
+
+
+@breaks("the_same_every_time")
+class Reshuffled(PlainData):
+    """Is in another order each time."""
+
+    def open(self, ctx):
+        dataset = super().open(ctx)
+        ask = dataset.prompts
+        dataset.prompts = lambda split: [f"w{next(COUNT) % 12}", *ask(split)]
+        return dataset
+
+
+COUNT = itertools.count()
+
+
+@breaks("its_weights_are_determined")
+class Unseeded(PlainModel):
+    """Draws its weights from the global generator."""
+
+    def open(self, ctx):
+        model, tokenizer = super().open(ctx)
+        with torch.no_grad():
+            next(model.parameters()).add_(torch.rand(()))
+        return model, tokenizer
+
+
+@breaks("it_is_ready_to_be_read")
+class Training(PlainModel):
+    """Leaves dropout on, at a rate of 0."""
+
+    def open(self, ctx):
+        model, tokenizer = super().open(ctx)
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        return model.train(), tokenizer
 
 
 # The test itself
