@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from rlhf_lab.contracts import StageRef, hookimpl, param
+from rlhf_lab.contracts import StageRef, hookimpl, param, slot
 from rlhf_lab.errors import DataError
 from rlhf_lab.evaluation import sample_rows
 from rlhf_lab.lm.files import load_causal_lm, load_encoder, merged, save_causal_lm
@@ -25,6 +25,7 @@ class SFT(AdaptationParameters, FitParameters):
 
     kind, name = "stage", "sft"
     init: StageRef | None = param(None, "a stage to start from; default: the base model")
+    model: slot("model") | None = param(None, "other weights than the run's, such as for a reward model of another size")
     demonstrations: StageRef | None = param(None, "a stage that wrote demonstrations; default: those of the data")
     examples: int | None = param(None, "use the first so many demonstrations; default: all", ge=1)
     pretraining_fraction: float = param(
@@ -40,7 +41,7 @@ class SFT(AdaptationParameters, FitParameters):
     sample_temperature: float = param(1.0, "temperature of those samples", gt=0)
 
     def run(self, ctx):
-        model, encoder = start(ctx, self.init)
+        model, encoder = start(ctx, self.init, self.model)
         demonstrations = self.shown(ctx, "train")[: self.examples]
         held_out = self.shown(ctx, "validation")[: self.validation_examples]
         if not demonstrations:
@@ -74,12 +75,12 @@ class SFT(AdaptationParameters, FitParameters):
         return read_demonstrations(ctx.input(self.demonstrations), split)
 
 
-def start(ctx, init):
+def start(ctx, init, other=None):
     """The model to train and its encoder: the base model of the spec, or another stage's."""
     if init is not None:
         model, encoder = load_causal_lm(ctx.input(init)), load_encoder(ctx.input(init), ctx.template)
     else:
-        model, tokenizer = ctx.base_model
+        model, tokenizer = ctx.base_model if other is None else other.open(ctx)
         context = getattr(model.config.get_text_config(), "max_position_embeddings", 10**9)
         encoder = Encoder(tokenizer, ctx.template, context)
         make_head_input_contiguous(model)
