@@ -100,7 +100,7 @@ def planner(
     def plan(config: RunConfig, seed: int) -> tuple[PlannedStage, ...]:
         world = [described(part) for part in (config.data, config.model, config.template)]
         planned: dict[str, PlannedStage] = {}
-        stages = with_copies(config.stages)
+        stages = with_copies(config.stages, read_by)
         for name in in_order({name: read_by(component) for name, component in stages.items()}):
             component = stages[name]
             own_seed = getattr(component, "seed", "run")

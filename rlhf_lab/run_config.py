@@ -95,8 +95,10 @@ def misfits(config: RunConfig) -> Iterator[InitErrorDetails]:
 
 def circles(config: RunConfig) -> Iterator[InitErrorDetails]:
     """The first circle of stages that read each other, at the parameter that closes it."""
+    reads = {id(stage): sorted(references(stage)) for stage in config.stages.values()}
+    stages = with_copies(config.stages, lambda stage: reads[id(stage)])
     try:
-        in_order({name: sorted(references(stage)) for name, stage in with_copies(config.stages).items()})
+        in_order({name: reads[id(stage)] for name, stage in stages.items()})
     except Circle as circle:
         name, read = stage_and_copy(circle.names[0])[0], circle.names[1]
         stage = config.stages[name]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel
@@ -47,10 +47,12 @@ def references(value: Any) -> set[StageName]:
     return found
 
 
-def with_copies(stages: Mapping[str, Component]) -> dict[str, Component]:
+def with_copies(
+    stages: Mapping[str, Component], read_by: Callable[[Component], Iterable[str]] = references
+) -> dict[str, Component]:
     """The stages of a run, and those that references such as `reward_model@2` add: the same ones, whose seed is 2 higher."""
     found = dict(stages)
-    for ref in sorted(set().union(*map(references, stages.values()))):
+    for ref in sorted(set().union(*map(read_by, stages.values()))):
         found.setdefault(str(ref), stages[stage_and_copy(ref)[0]])
     return found
 

@@ -55,8 +55,13 @@ def test_dry_run_and_plan_print_the_same_and_create_nothing(tmp_path):
     path = write_spec(tmp_path)
     shown = [lab(*command, path, "--out", tmp_path / "out") for command in (["run", "--dry-run"], ["plan"])]
     assert shown[0].stdout == shown[1].stdout and not (tmp_path / "out").exists()
-    *runs, total = shown[0].stdout.splitlines()
-    assert total == "4 runs (0 done, 0 duplicates dropped); stages: 1 sft, 4 rl"
+    runs, rest = shown[0].stdout.splitlines()[:4], shown[0].stdout.splitlines()[4:]
+    assert rest == [
+        "stage sft: 1 to compute; shared by 4 runs",
+        "stage rl: 4 to compute; reads sft",
+        "4 runs (0 done, 0 duplicates dropped); stages: 1 sft, 4 rl",
+        "estimated time: unknown, for nothing of the size of 1 sft, 4 rl is finished here",
+    ]
     assert [line[16:] for line in runs] == [
         f"  to run   base beta={beta} seed={seed}" for beta in ("0.1", "1") for seed in (0, 1)
     ]
@@ -64,15 +69,17 @@ def test_dry_run_and_plan_print_the_same_and_create_nothing(tmp_path):
 
 def test_plan_knows_what_is_done(finished):
     path = finished.parents[1] / "spec.yaml"
-    total = lab("plan", path, "seeds=0,1,2", "--out", finished.parent).stdout.splitlines()[-1]
+    *_, sft, rl, total, _ = lab("plan", path, "seeds=0,1,2", "--out", finished.parent).stdout.splitlines()
     assert total == "6 runs (4 done, 0 duplicates dropped); stages: 1 sft (1 done), 6 rl (4 done)"
+    assert sft == "stage sft: 0 to compute, 1 done; shared by 6 runs"
+    assert rl == "stage rl: 2 to compute, 4 done; reads sft"
     data = plan_of(path, "--out", finished.parent)
     assert data["stages_done"] == {"sft": 1, "rl": 4} and all(run["done"] for run in data["runs"])
     assert data["runs"][2]["axes"] == {"rl.kl.beta": 1} and data["runs"][2]["seed"] == 0
 
 
 def test_config_prints_every_default(tmp_path):
-    shown = json.loads(lab("config", write_spec(tmp_path), "seeds=0").stdout)
+    shown = json.loads(lab("config", write_spec(tmp_path), "seeds=0", "--json").stdout)
     assert list(shown) == ["base beta=0.1 seed=0", "base beta=1 seed=0"]
     assert shown["base beta=0.1 seed=0"]["rl"]["kl"] == {"name": "fixed", "beta": 0.1}
     assert shown["base beta=0.1 seed=0"]["template"] == {"name": "none"}

@@ -365,10 +365,10 @@ axes:
 
 
 def test_ten_thousand_points_are_planned_in_seconds(sweep, registry):
-    """Processor time, so that other work on the machine does not count; measured: 5 s. The promise is 10 s."""
+    """Processor time, so that other work on the machine counts less; measured on a busy one: 4.7 s. The promise is 10 s."""
     started = time.process_time()
     plan = plan_sweep(sweep(base=BIG), registry)
-    assert time.process_time() - started < 20
+    assert time.process_time() - started < 10
     assert (len(plan.runs), plan.duplicates, len(plan.stage_hashes)) == (10_000, 0, 10_002)
 
 
