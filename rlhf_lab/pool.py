@@ -181,7 +181,7 @@ class Worker:
             return None
         code = self.process.returncode
         self.kill()  # what it started and left behind
-        return "" if finished else cause_of_death(code)
+        return "" if finished or code == 0 else cause_of_death(code)
 
     def _listen(self) -> bool:
         """Reads what has been said since the last time; whether that the run is finished was among it."""

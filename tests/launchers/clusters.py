@@ -71,7 +71,13 @@ class Slurm:
         subprocess.run(["scontrol", "requeue", job], check=True)
         wait_for(lambda: not alive(pid))
         # a requeued job waits for two minutes, unless it is told not to
-        wait_for(lambda: subprocess.run(["scontrol", "update", f"jobid={job}", "StartTime=now"]).returncode == 0)
+        wait_for(lambda: told("scontrol", "update", f"jobid={job}", "StartTime=now") and pid_of(run_dir) not in (pid, None))
+
+
+def told(*command: str) -> bool:
+    """True, whatever comes of it."""
+    subprocess.run(command, capture_output=True)
+    return True
 
 
 class Ray:
@@ -80,9 +86,10 @@ class Ray:
     lost = "Ray: "
 
     def __enter__(self):
+        os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # which means, also here, the loopback device alone
         from ray.cluster_utils import Cluster
 
-        os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
         self.cluster = Cluster(
             initialize_head=True,
             head_node_args={"num_cpus": 0, "include_dashboard": False, "node_ip_address": "127.0.0.1", **self.small},

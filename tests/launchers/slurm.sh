@@ -60,11 +60,11 @@ CONF
 head -c 1024 /dev/urandom > "$here/munge/key"
 chmod 600 "$here/munge/key"
 munged --force --foreground --socket="$here/munge/socket" --key-file="$here/munge/key" --log-file="$here/log/munged" \
-  --pid-file="$here/munge/pid" --seed-file="$here/munge/seed" & daemons+=($!)
+  --pid-file="$here/munge/pid" --seed-file="$here/munge/seed" > /dev/null 2>&1 & daemons+=($!)
 export SLURM_CONF="$here/slurm.conf"
 for _ in $(seq 50); do [ -S "$here/munge/socket" ] && break; sleep 0.1; done
-slurmctld -D -c & daemons+=($!)
-slurmd -D & daemons+=($!)
+slurmctld -D -c > /dev/null 2>&1 & daemons+=($!)
+slurmd -D > /dev/null 2>&1 & daemons+=($!)
 for _ in $(seq 100); do sinfo --noheader --format=%T 2> /dev/null | grep -q idle && break; sleep 0.2; done
 if ! sinfo --noheader --format=%T | grep -q idle; then
   tail -n 20 "$here"/log/*

@@ -43,8 +43,8 @@ def passes(trace, point):
 def at_work(results):
     """Runs that are in the middle of reinforcement learning."""
     found = []
-    for run_dir in results.glob("runs/*"):
-        run = read_json(run_dir / "run.json")
+    for file in results.glob("runs/*/run.json"):
+        run_dir, run = file.parent, read_json(file)
         stage = results / "stages" / run["stages"]["rl"]
         if pid_of(run_dir) and (stage / "steps.jsonl").exists() and not (stage / COMMIT).exists():
             found.append(run_dir)
@@ -67,11 +67,15 @@ def test_a_sweep_survives_the_loss_of_machines(tmp_path, cluster):
     path.write_text(path.read_text().replace("steps: 3", "steps: 60"))
     results, trace = tmp_path / "out" / "tiny", tmp_path / "trace"
     sweep, lost = start(path, tmp_path / "out", cluster.launcher, trace), set()
-    for _ in range(2):
-        run_dir = wait_for(lambda: next(iter(set(at_work(results)) - lost), None), 120)
-        cluster.lose(run_dir)
-        lost.add(run_dir)
-    said = finished(sweep)
+    with sweep:
+        try:
+            for _ in range(2):
+                run_dir = wait_for(lambda: next(iter(set(at_work(results)) - lost), None), 120)
+                cluster.lose(run_dir)
+                lost.add(run_dir)
+            said = finished(sweep)
+        finally:
+            sweep.kill()
     assert len(said["done"]) == 4 * seeds and said["failed"] == said["interrupted"] == {}
 
     runs = [read_json(file) for file in results.glob("runs/*/run.json")]
