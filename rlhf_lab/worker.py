@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import queue
 import shutil
@@ -300,7 +301,14 @@ def serve() -> None:
         stop.busy = False
 
 
+def log_level(environ: Mapping[str, str] = os.environ) -> int:
+    """What RLHF_LAB_LOG_LEVEL says; WARNING where it says nothing, or no level."""
+    level = logging.getLevelNamesMapping().get(environ.get("RLHF_LAB_LOG_LEVEL", "").upper(), 0)
+    return level or logging.WARNING
+
+
 def main() -> int:
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=log_level())
     if sys.argv[1:] == ["--serve"]:
         serve()
         return 0

@@ -14,7 +14,7 @@ from rlhf_lab.registry import discover
 from rlhf_lab.runner import prepare
 from rlhf_lab.spec import load_sweep
 from rlhf_lab.store import is_committed, read_json
-from rlhf_lab.worker import execute, output_to, reporter
+from rlhf_lab.worker import execute, log_level, output_to, reporter
 
 
 @pytest.fixture
@@ -115,3 +115,11 @@ def test_seeds_give_other_numbers_and_a_seed_the_same(finished):
     first = {key: json.loads(text.splitlines()[1]) for key, text in rows.items()}
     assert first[0.1, 0]["response_length"] == first[1, 0]["response_length"], "arms of one seed share prompts and noise"
     assert len(set(rows.values())) == 4
+
+
+@pytest.mark.parametrize(
+    ("said", "level"), [(None, 30), ("", 30), ("debug", 10), ("INFO", 20), ("ERROR", 40), ("nonsense", 30)]
+)
+def test_how_much_is_logged_is_up_to_a_variable(said, level):
+    """Levels as the logging module numbers them."""
+    assert log_level({} if said is None else {"RLHF_LAB_LOG_LEVEL": said}) == level
