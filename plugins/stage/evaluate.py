@@ -50,6 +50,9 @@ class Evaluate(MeasuredParameters):
     kind, name = "stage", "evaluate"
     seed: int | Literal["run"] = param("run", "'run': the seed of the run; a number: the same in every run")
     microbatch_size: int | None = param(None, "sequences per forward pass; changes memory, not numbers", ge=1)
+    on_nan: Literal["fail", "continue"] = param(
+        "fail", "what a score that is not finite does: `fail` the run, or stand in the tables as NaN"
+    )
 
     def run(self, ctx):
         actors = measured_actors(self, ctx)
