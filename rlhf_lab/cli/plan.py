@@ -56,13 +56,13 @@ def as_data(found: Planned, results: Path) -> dict[str, Any]:
     """All that is to be shown of a plan, in JSON."""
     from rlhf_lab.changes import changes, lineage
     from rlhf_lab.forecast import forecast
-    from rlhf_lab.pool import width
+    from rlhf_lab.pool import visible_gpus, width
     from rlhf_lab.runner import is_finished
     from rlhf_lab.store import is_committed
 
     sweep, plan, store = found.sweep, found.plan, results / "stages"
     finished = {run.run_id for run in plan.runs if is_finished(results, run)}
-    workers, _ = width(sweep.file.resources, len(plan.runs) - len(finished))
+    workers, _ = width(sweep.file.resources, len(plan.runs) - len(finished), len(visible_gpus()))
     expected = forecast(plan, store, workers)
     used_by = Counter(stage.hash for run in plan.runs for stage in run.stages)
     graph = [
