@@ -56,7 +56,7 @@ def rolled_out(cfg, ctx, actors):
     with torch.no_grad():
         rollout = actors.policy.rollout(prompts, ctx.rng("rollout", 0), response_length=6, temperature=cfg.temperature)
         old = loop.measured(cfg, actors.policy, rollout).logprobs_BT
-        values_BT = loop.state_values(cfg, actors, rollout)
+        values_BT, _ = loop.state_values(cfg, actors, rollout)
     noise = torch.Generator().manual_seed(3)
     advantages_BT, returns_BT = (torch.randn(rollout.mask_BT.shape, generator=noise) * rollout.mask_BT for _ in range(2))
     assert torch.isfinite(sequence_kl(old, old, rollout.mask_BT)).all()
