@@ -15,6 +15,7 @@ import pandas as pd
 
 from rlhf_lab.errors import LabError
 from rlhf_lab_analysis.frames import REWARDS, groups, has_values, select
+from rlhf_lab_analysis.markdown import markdown
 from rlhf_lab_analysis.seed_statistics import mean_interval
 
 
@@ -62,7 +63,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--target", type=float, required=True, metavar="NATS")
     options = parser.parse_args(argv)
     import rlhf_lab
-    from rlhf_lab_analysis.report import markdown
 
     try:
         print(markdown(tracking(rlhf_lab.load(options.results), options.target)))

@@ -15,6 +15,7 @@ import pandas as pd
 
 from rlhf_lab.errors import LabError
 from rlhf_lab_analysis.frames import REWARDS, best_of_n_curves, groups, has_values, optimum_curve, select
+from rlhf_lab_analysis.markdown import markdown
 from rlhf_lab_analysis.seed_statistics import mean_interval
 
 LEVELS = (2.0, 5.0, 10.0)  # nats per sequence
@@ -70,7 +71,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--at", type=float, nargs="+", default=LEVELS, metavar="NATS")
     options = parser.parse_args(argv)
     import rlhf_lab
-    from rlhf_lab_analysis.report import markdown
 
     try:
         print(markdown(at_kl(rlhf_lab.load(options.results), options.at)))

@@ -6,11 +6,9 @@ python analysis/report.py RESULTS [--expected expected.json]
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from collections.abc import Hashable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,20 +17,9 @@ from rlhf_lab.errors import DataError, LabError
 from rlhf_lab_analysis.expected import check
 from rlhf_lab_analysis.expected import check_expected as check_expected
 from rlhf_lab_analysis.frames import DONE, REWARDS, best_of_n_curves, grouping, groups, has_values, in_order, select
+from rlhf_lab_analysis.markdown import HALF_WIDTH, markdown
 from rlhf_lab_analysis.matched_kl import LEVELS, at_kl
 from rlhf_lab_analysis.seed_statistics import GaoFit, fit_gao, mean_by_step, mean_interval
-
-HALF_WIDTH = "_half_width"
-HEADINGS = {
-    "n": "n",
-    "unfinished": "unfinished",
-    "kl_final": "final KL (nats)",
-    "proxy_final": "final proxy",
-    "gold_start": "gold at start",
-    "gold_peak": "gold at peak",
-    "kl_at_peak": "KL at peak (nats)",
-    "gold_final": "final gold",
-}
 
 
 def value_at(rows: pd.DataFrame, column: str, step: int | None) -> pd.Series:
@@ -171,40 +158,6 @@ def _fit(curves: Sequence[pd.DataFrame], reward: str, form: str) -> GaoFit:
     distances = [np.sqrt(curve["kl"].clip(lower=0)).to_numpy() for curve in curves]
     gains = [(curve[reward] - curve[reward].iloc[0]).to_numpy() for curve in curves]
     return fit_gao(list(zip(distances, gains, strict=True)), form)
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# Markdown
-
-
-def plus_minus(mean: float, half_width: float) -> str:
-    """`0.75 ± 0.19`: two significant digits of the half-width; an en dash for no number."""
-    if not math.isfinite(mean):
-        return "–"
-    if not math.isfinite(half_width):
-        return f"{mean:.3g}"
-    digits = min(6, max(0, 1 - math.floor(math.log10(half_width)))) if half_width > 0 else 2
-    return f"{mean:.{digits}f} ± {half_width:.{digits}f}"
-
-
-def markdown(table: pd.DataFrame) -> str:
-    """A table for RESULTS.md: each pair of a column and its half-width in one cell."""
-    folded = {}
-    for column in table:
-        if f"{column}{HALF_WIDTH}" in table:
-            folded[column] = [plus_minus(m, h) for m, h in zip(table[column], table[f"{column}{HALF_WIDTH}"], strict=True)]
-        elif not str(column).endswith(HALF_WIDTH):
-            folded[column] = [_cell(value) for value in table[column]]
-    lines = [[HEADINGS.get(column, column) for column in folded], ["---"] * len(folded), *zip(*folded.values(), strict=True)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, (float, np.floating)):
-        return f"{value:.4g}" if math.isfinite(value) else "–"
-    if isinstance(value, tuple):
-        return " … ".join(_cell(v) for v in value)
-    return str(value).replace("|", "\\|")
 
 
 # ---------------------------------------------------------------------------------------------------------------

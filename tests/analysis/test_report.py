@@ -6,7 +6,8 @@ import pytest
 from scipy import stats
 
 from rlhf_lab.errors import DataError
-from rlhf_lab_analysis.report import fits, markdown, paired, plus_minus, summary, text
+from rlhf_lab_analysis.markdown import markdown, plus_minus
+from rlhf_lab_analysis.report import fits, paired, summary, text
 
 
 def test_summary_by_hand(arms):
