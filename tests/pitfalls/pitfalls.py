@@ -294,7 +294,7 @@ IN_SYSTEMS = (
         "verl#2653, OpenRLHF#1103, trl#2657",
         (
             "core/test_resume.py::test_stopped_at_every_nth_step_and_resumed",
-            "core/test_resume.py::test_sigkill_between_any_two_rows_twice",
+            "faults/test_killed_sweeps.py::test_fault_01_killed_after_every_step_and_so_is_what_resumes",
             "plugins/test_variants_rewards.py::test_moments_survive_a_resume_however_deep_they_lie",
             "law kl_controller.its_state_survives_json",
             "law policy.its_weights_survive_safetensors",
