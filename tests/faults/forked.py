@@ -89,7 +89,7 @@ def serve(address: str) -> None:
     os.rename(address + ".new", address)
     children: dict[int, socket.socket] = {}
     while True:
-        ready, _, _ = select.select([listening, *children.values()], [], [], 0.005)
+        ready, _, _ = select.select([listening, *children.values()], [], [], 0.01)
         for connection in ready:
             if connection is listening:
                 accept(listening, children)
@@ -181,7 +181,8 @@ def import_everything() -> None:
     from rlhf_lab.registry import discover
 
     code_of_the_core()  # of the code that the forks run, whatever is edited meanwhile
-    discover([], {"RLHF_LAB_LOAD_PLUGINS": ""})
+    for registration in discover([], {"RLHF_LAB_LOAD_PLUGINS": ""}).registrations():
+        registration.source_hash()
     config = LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
     AutoModelForCausalLM.from_config(config)
     Accelerator  # noqa: B018

@@ -227,13 +227,14 @@ def test_fault_01_chaos(nursery, tmp_path, undisturbed, finding):
     spec_in(tmp_path / "traced")
     assert nursery.run(run_of(tmp_path / "traced"), RLHF_LAB_FAULT=f"trace:{tmp_path / 'trace'}")[0] == 0
     todo = kinds_of_points(tmp_path / "trace")
-    points, before, sweeps = len(todo), nursery.kills(), 0
+    points, before, sweeps, commands = len(todo), nursery.kills(), 0, 0
     while todo:
         folder, sweeps = tmp_path / f"chaos{sweeps}", sweeps + 1
         spec_in(folder)
         done = False
         while not done:
-            kills = nursery.kills()
+            kills, commands = nursery.kills(), commands + 1
+            assert commands < 4 * points, f"no progress at {todo[:1]}: {nursery.run(run_of(folder))}"
             code, _, err = nursery.run(run_of(folder), RLHF_LAB_FAULT=f"{todo[0]}:kill" if todo else "")
             assert "Traceback" not in err, err
             done = code == 0
