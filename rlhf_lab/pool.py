@@ -142,7 +142,7 @@ class Worker:
         self.serves = "--serve" in command
         self.process: subprocess.Popen[bytes] | None = None
         self.run_dir: Path | None = None
-        self.heard, self.deaf = b"", False
+        self.heard, self.deaf, self.leaves = b"", False, False
 
     def warm_up(self) -> None:
         """Starts a process that serves, if there is none: it imports torch while others already work."""
@@ -160,7 +160,7 @@ class Worker:
 
     def _launch(self, arguments: Sequence[str], log: Path | None = None) -> None:
         self.bury()
-        self.heard, self.deaf = b"", False
+        self.heard, self.deaf, self.leaves = b"", False, False
         with open(log, "ab") if log else contextlib.nullcontext() as errors:
             self.process = subprocess.Popen(
                 [*self.command, *arguments],
@@ -175,13 +175,13 @@ class Worker:
     def look(self) -> str | None:
         """How the run ended; None while it has not."""
         finished = self._listen()
-        if finished and self.serves:
+        if finished and self.serves and not self.leaves:
             return ""
         if self.process.poll() is None:
             return None
         code = self.process.returncode
         self.kill()  # what it started and left behind
-        return "" if finished or code == 0 else cause_of_death(code)
+        return "" if code == 0 else cause_of_death(code)
 
     def _listen(self) -> bool:
         """Reads what has been said since the last time; whether that the run is finished was among it."""
@@ -192,7 +192,8 @@ class Worker:
         return any(parsed(line).get("event") == "finished" for line in lines)
 
     def signal(self, number: int) -> None:
-        """To the process alone: what it started may be needed until the step is done."""
+        """To the process alone: what it started may be needed until the step is done. After that it takes no further run."""
+        self.leaves = True
         if self.process is not None and self.process.poll() is None:
             self.process.send_signal(number)
 

@@ -48,12 +48,12 @@ class Site:
         """(RUN_DIR of each arm, the sweep); the stage that the runs share is computed."""
         registry = discover([PLUGIN])
         choices = [f"resources.{key}={json.dumps(value)}" for key, value in (resources | {"launcher": self.launcher}).items()]
-        sweep = load_sweep(self.write_spec(arms), [parse_override(choice) for choice in choices], registry)
+        sweep = load_sweep(self.write_spec({"opener": {}, **arms}), [parse_override(choice) for choice in choices], registry)
         plan = plan_sweep(sweep, registry)
         prepare(sweep, plan, self.folder / "results", [PLUGIN])
         folders = {run.arm: self.folder / "results" / "runs" / run.run_id for run in plan.runs}
         shared = self.folder / "results" / "stages" / plan.runs[0].stages[0].hash
-        first = next(iter(folders.values()))
+        first = folders.pop("opener")
         assert execute(first, stop=lambda: (shared / COMMIT).exists()) == "interrupted"
         shutil.rmtree(shared.with_name(read_json(first / "run.json")["stages"]["rl"]))
         for file in (first / "status.json", self.seen):
