@@ -80,6 +80,8 @@ if "--serve" in sys.argv:
         busy[0] = True
         run(pathlib.Path(line.rstrip("\n")))
         print(json.dumps({"event": "finished"}), flush=True)
+        if asked:
+            break
         busy[0] = False
 else:
     busy[0] = True
