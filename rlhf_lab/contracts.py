@@ -75,7 +75,7 @@ class Component(BaseModel):
     Laws for every component: it is frozen and holds no hidden state; an unknown parameter is an error; each
     parameter changes something; nothing happens at construction (no file, no network, no global random state).
     `version` is raised when the numbers change for the same parameters, so that cached results are not mixed.
-    A component that reads files, asks a server or runs code that comes with weights says so in `asks(spec_folder)` (consent.py).
+    A component that reads files, asks a server or runs code that comes with weights says so: `asks(spec_folder)`, consent.py.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)

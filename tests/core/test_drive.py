@@ -90,7 +90,7 @@ def test_no_slot_waits_for_a_stage_that_another_run_computes(site):
     assert len(ends.done) == 5
     assert len(site.notes("computes shared")) == 1
     order = [note["run"] for note in site.notes("begins")]
-    assert order[:2] == ["s0", "other"]
+    assert set(order[:2]) == {"s0", "other"}
     done_at = site.notes("computes s0")[0]["at"]  # s0 goes on to its own stage when the shared one is there
     assert all(site.notes("begins", f"s{i}")[0]["at"] >= done_at - 0.05 for i in (1, 2, 3))
 

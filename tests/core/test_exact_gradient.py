@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_enumerable_world import DATA, TINY, known
+from enumerated_world import DATA, TINY, known
 from tiny_world import component, context, registry
 
 from rlhf_lab import exact

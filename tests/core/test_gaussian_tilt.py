@@ -81,4 +81,4 @@ def test_runs_differ_by_seed_only_where_they_sample():
 
 def test_the_analysis_reads_its_tables():
     frame = steps(TILT, n=[1, 2, 4, 16])
-    assert "Fits" in text(frame) and len(reward_vs_kl(frame).axes) == 2
+    assert "Fits" in text(frame) and len(reward_vs_kl(frame).axes) == 4  # two rewards, whole and close up

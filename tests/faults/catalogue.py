@@ -141,7 +141,7 @@ FAULTS = {
 }
 
 
-def tests_of(number: int) -> list[str]:
+def evidence(number: int) -> list[str]:
     """file::function under tests/, those of this folder first."""
     prefix = f"test_fault_{number:02d}_"
     return [*(test for test in all_tests() if test.split("::")[1].startswith(prefix)), *FAULTS[number].elsewhere]
@@ -198,7 +198,7 @@ def table(results: dict[str, Outcome]) -> str:
         "|---|---|---|---|---|",
     ]
     for number, fault in FAULTS.items():
-        tests = tests_of(number)
+        tests = evidence(number)
         links = "<br>".join(f"[{name}](../{file})" for file, name in (test.split("::") for test in tests))
         said = "<br>".join(str(results[test]) for test in tests)
         lines.append(f"| {number} | {fault.what} | {fault.then} | {links} | {said} |")
@@ -206,5 +206,5 @@ def table(results: dict[str, Outcome]) -> str:
 
 
 if __name__ == "__main__":
-    wanted = [test for number in FAULTS for test in tests_of(number)]
+    wanted = [test for number in FAULTS for test in evidence(number)]
     (HERE / "README.md").write_text(table(outcomes(wanted)), encoding="utf-8")

@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from catalogue import FAULTS, HERE, ROOT, functions, tests_of
+from catalogue import FAULTS, HERE, ROOT, evidence, functions
 
 README = HERE / "README.md"
 
@@ -18,8 +18,8 @@ def rows():
 def test_there_are_23_faults_and_each_is_a_test():
     assert list(FAULTS) == list(range(1, 24))
     for number in FAULTS:
-        assert tests_of(number), f"no test for fault {number}"
-        for test in tests_of(number):
+        assert evidence(number), f"no test for fault {number}"
+        for test in evidence(number):
             file, name = test.split("::")
             assert name in functions(ROOT / "tests" / file), test
 
@@ -28,6 +28,10 @@ def test_there_are_23_faults_and_each_is_a_test():
 def test_the_catalogue_is_current(number):
     what, then, shown_by, result = rows()[number]
     assert (what, then) == FAULTS[number][:2], "run `python tests/faults/catalogue.py`"
-    assert re.findall(r"\[(\w+)\]\(\.\./([\w/.]+)\)", shown_by) == [tuple(test.split("::")[::-1]) for test in tests_of(number)]
+    assert re.findall(r"\[(\w+)\]\(\.\./([\w/.]+)\)", shown_by) == [
+        tuple(test.split("::")[::-1]) for test in evidence(number)
+    ]
     said = result.split("<br>")
-    assert len(said) == len(tests_of(number)) and all(re.match(r"[1-9]\d* passed(;|$)", outcome) for outcome in said), said
+    assert len(said) == len(evidence(number)) and all(re.match(r"[1-9]\d* passed(;|$)", outcome) for outcome in said), (
+        said
+    )

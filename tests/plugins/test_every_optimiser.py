@@ -6,7 +6,7 @@ what is saved is not what was measured. What each one trains is read from the fo
 
 import pytest
 import tiny_world
-from test_enumerable_world import DATA, TINY, known
+from enumerated_world import DATA, TINY, known
 from tiny_world import registry
 
 from rlhf_lab.lm.files import load_causal_lm

@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
+from enumerated_world import DATA, RL, known
 from pydantic import ValidationError
-from test_enumerable_world import DATA, RL, known
 from tiny_world import component
 
 from rlhf_lab import exact, update

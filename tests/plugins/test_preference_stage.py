@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import tiny_world
 import torch
+from enumerated_world import DATA, known
 from safetensors.torch import load_file
-from test_enumerable_world import DATA, known
 from tiny_world import EOS, TinyData, ids_of, plain_logprobs, registry
 
 from rlhf_lab import exact
