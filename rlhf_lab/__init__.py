@@ -16,7 +16,7 @@ __all__ = ["Component", "__version__", "hookimpl", "load", "param", "reward_func
 
 def __getattr__(name: str) -> Any:
     if name == "load":  # pandas is imported only by those who read tables
-        from rlhf_lab.records import load
+        from rlhf_lab.results.tables import load
 
         return load
     raise AttributeError(f"module 'rlhf_lab' has no attribute {name!r}")

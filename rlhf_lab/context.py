@@ -6,21 +6,27 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
-from rlhf_lab.cadence import NEVER, Cadence
-from rlhf_lab.checkpoint import Checkpoint, json_safe, newest_checkpoint, write_checkpoint
-from rlhf_lab.conditions import checked_to_be_the_same, conditions_of
 from rlhf_lab.errors import Interrupted
-from rlhf_lab.faults import fault
-from rlhf_lab.store import append_line, json_row
+from rlhf_lab.store.cadence import NEVER, Cadence
+from rlhf_lab.store.checkpoint import Checkpoint, json_safe, newest_checkpoint, write_checkpoint
+from rlhf_lab.store.conditions import checked_to_be_the_same, conditions_of
+from rlhf_lab.store.faults import fault
+from rlhf_lab.store.files import append_line, json_row
 from rlhf_lab.streams import stream, torch_stream
 
-if TYPE_CHECKING:
-    from rlhf_lab.spec import RunConfig
+
+class Configured(Protocol):
+    """What a stage sees of its run's configuration (declaration/run_config.py)."""
+
+    data: Any
+    model: Any
+    template: Any
+    precision: str
 
 
 class StageContext:
@@ -33,7 +39,7 @@ class StageContext:
 
     def __init__(
         self,
-        config: RunConfig,
+        config: Configured,
         stage: str,
         seed: int,
         folder: Path,
@@ -92,13 +98,16 @@ class StageContext:
 
     # Going on after an interruption
 
+    def conditions_now(self) -> dict[str, Any]:
+        return conditions_of(self.device, self.config.precision, self.sources)
+
     def resume(self) -> Checkpoint | None:
         """Where an earlier process left off, if it did: the tables are cut back to that step.
 
         Raises ResumeRefused where the numbers would not be those of an undisturbed run, unless that is allowed.
         """
-        found, now = newest_checkpoint(self.folder), conditions_of(self)
-        self.conditions = checked_to_be_the_same(found, now, self) if found else [now]
+        found, now = newest_checkpoint(self.folder), self.conditions_now()
+        self.conditions = checked_to_be_the_same(found, now, self.stage, allow_changed=self.allow_changed) if found else [now]
         return found
 
     def step_done(self, step: int, snapshot: Callable[[], tuple[dict[str, torch.Tensor], dict[str, Any]]]) -> None:

@@ -23,10 +23,10 @@ from pydantic import ValidationError
 
 from rlhf_lab import contracts
 from rlhf_lab.contracts import API_VERSION, ENTRY_POINT_GROUP, KINDS, Component, Hooks, Preset
+from rlhf_lab.declaration.strictness import converted
+from rlhf_lab.declaration.yaml_lines import suggest
 from rlhf_lab.errors import PluginError
 from rlhf_lab.sources import source_hash
-from rlhf_lab.strictness import converted
-from rlhf_lab.yaml_lines import suggest
 
 BUILTIN_DISTRIBUTION = "rlhf-lab"
 

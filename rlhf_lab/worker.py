@@ -24,21 +24,22 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rlhf_lab import memory_limit, processes
-from rlhf_lab.cadence import NEVER, cadence
-from rlhf_lab.checkpoint import keep_only_resumable, remove_checkpoints
-from rlhf_lab.conditions import bitwise, conditions_of, threads
-from rlhf_lab.consent import require
+from rlhf_lab import processes
 from rlhf_lab.context import StageContext
+from rlhf_lab.declaration.consent import require
+from rlhf_lab.declaration.sweep import validate_run
 from rlhf_lab.errors import Interrupted, LabError, LeaseLost, SpecError
-from rlhf_lab.faults import fault
-from rlhf_lab.forecast import world_of
-from rlhf_lab.leases import Lease
-from rlhf_lab.plan import PlannedStage, fingerprint_reader, plan_stages, source_reader
-from rlhf_lab.provenance import provenance
 from rlhf_lab.registry import discover
-from rlhf_lab.spec import validate_run
-from rlhf_lab.store import SCHEMA, compute_once, overwrite, read_json, trouble, write_atomically, write_json
+from rlhf_lab.running import memory_limit
+from rlhf_lab.running.forecast import world_of
+from rlhf_lab.running.plan import PlannedStage, fingerprint_reader, plan_stages, source_reader
+from rlhf_lab.store.cadence import NEVER, cadence
+from rlhf_lab.store.checkpoint import keep_only_resumable, remove_checkpoints
+from rlhf_lab.store.conditions import bitwise, threads
+from rlhf_lab.store.faults import fault
+from rlhf_lab.store.files import SCHEMA, compute_once, overwrite, read_json, trouble, write_atomically, write_json
+from rlhf_lab.store.leases import Lease
+from rlhf_lab.store.provenance import provenance
 
 Say = Callable[..., None]
 LAST_CHANCE = 60.0  # seconds to finish a step and save, once whoever started this process is gone
@@ -194,7 +195,7 @@ def compute_stage(stage: PlannedStage, ctx: StageContext, lease: Lease) -> None:
         processes.firsts("begin")
         processes.firsts("go on")
         stage.component.run(ctx)
-        conditions = list(ctx.conditions) or [conditions_of(ctx)]
+        conditions = list(ctx.conditions) or [ctx.conditions_now()]
         measured = {"seconds": time.monotonic() - started, **provenance()}
     write_json(
         ctx.folder / "stage.json",

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from tiny_world import component
 
-from rlhf_lab import exact
 from rlhf_lab.lm.tokens import Encoder
+from rlhf_lab.proof import exact
 from rlhf_lab_plugins.model.tabular import ContextTable
 from rlhf_lab_plugins.reward.table import Table
 

@@ -71,7 +71,7 @@ CORE = sources("rlhf_lab")
 
 
 def test_the_files_are_found():
-    assert {"rlhf_lab.loop", "rlhf_lab_plugins.kl_controller.fixed", "rlhf_lab_analysis.reward_vs_kl"} <= set(ALL)
+    assert {"rlhf_lab.rl.loop", "rlhf_lab_plugins.kl_controller.fixed", "rlhf_lab_analysis.reward_vs_kl"} <= set(ALL)
 
 
 @pytest.mark.parametrize("inside_functions", [False, True])
@@ -101,7 +101,7 @@ def test_plugins_do_not_look_at_figures_or_experiments():
         assert not ours & {"rlhf_lab_analysis", "rlhf_lab_experiments"}, name
 
 
-MAY_BE_READ = {"rlhf_lab", "rlhf_lab.errors", "rlhf_lab.records", "rlhf_lab.best_of_n"}
+MAY_BE_READ = {"rlhf_lab", "rlhf_lab.errors", "rlhf_lab.results.tables", "rlhf_lab.best_of_n"}
 
 
 def test_analysis_reads_tables_never_a_trainer():
@@ -121,9 +121,9 @@ def test_words_that_say_nothing_are_no_file_names():
 
 DEFAULTS_OF_A_PIPELINE = {
     # The default pipeline is a spec that one need not write; where it stands is stated here.
-    "rlhf_lab.rl_parameters": {"causal_lm", "value_model", "reward_model", "fixed", "gae", "ppo_clip", "value_clip", "none"},
-    "rlhf_lab.run_config": {"none"},
-    "rlhf_lab.resources": {"local"},
+    "rlhf_lab.rl.parameters": {"causal_lm", "value_model", "reward_model", "fixed", "gae", "ppo_clip", "value_clip", "none"},
+    "rlhf_lab.declaration.run_config": {"none"},
+    "rlhf_lab.declaration.resources": {"local"},
     "rlhf_lab.testing.world": {"reward_model"},  # the folder of a finished stage
 }
 
@@ -159,7 +159,7 @@ def test_the_core_asks_no_component_for_its_name():
         for node in ast.walk(tree(path)):
             if isinstance(node, ast.Compare) and isinstance(node.left, ast.Attribute) and node.left.attr == "name":
                 constants = {c.value for c in node.comparators if isinstance(c, ast.Constant)}
-                assert not constants or (name, constants) == ("rlhf_lab.rl_parameters", {"none"}), f"{name}:{node.lineno}"
+                assert not constants or (name, constants) == ("rlhf_lab.rl.parameters", {"none"}), f"{name}:{node.lineno}"
 
 
 # Inheritance
@@ -214,9 +214,10 @@ def test_nothing_executes_what_it_reads(name):
 def test_the_rules_can_fail(tmp_path):
     """Each check on a file that breaks it."""
     path = tmp_path / "bad.py"
-    imports = ["import rlhf_lab.loop", "from rlhf_lab import plan", "if TYPE_CHECKING:", "    import rlhf_lab.spec"]
-    path.write_text("\n".join([*imports, "def f():", "    import rlhf_lab.store", ""]))
-    assert imported(path, ALL) == {"rlhf_lab.loop", "rlhf_lab.plan", "rlhf_lab.store"}
-    assert imported(path, ALL, inside_functions=False) == {"rlhf_lab.loop", "rlhf_lab.plan"}
+    seen = ["import rlhf_lab.rl.loop", "from rlhf_lab.running import plan"]
+    imports = [*seen, "if TYPE_CHECKING:", "    import rlhf_lab.declaration.sweep"]
+    path.write_text("\n".join([*imports, "def f():", "    import rlhf_lab.store.files", ""]))
+    assert imported(path, ALL) == {"rlhf_lab.rl.loop", "rlhf_lab.running.plan", "rlhf_lab.store.files"}
+    assert imported(path, ALL, inside_functions=False) == {"rlhf_lab.rl.loop", "rlhf_lab.running.plan"}
     path.write_text('"gae"\nx = "rloo"\n')
     assert strings(path) == {"rloo"}

@@ -15,8 +15,8 @@ import torch
 
 from rlhf_lab.context import StageContext
 from rlhf_lab.contracts import Component, Scores, StageRef, hookimpl, param
+from rlhf_lab.declaration.sweep import validate_run
 from rlhf_lab.registry import discover
-from rlhf_lab.spec import validate_run
 from rlhf_lab.testing.world import (
     BOS,
     CONTEXT,

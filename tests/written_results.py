@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlhf_lab.leases import this_machine
-from rlhf_lab.store import commit
+from rlhf_lab.store.files import commit
+from rlhf_lab.store.leases import this_machine
 
 GONE = {"machine": this_machine(), "pid": 2**22 + 1, "started": "1"}
 """An owner of a lease that is no more: no process has a pid above 2²²."""

@@ -2,8 +2,8 @@
 
 from typing import Literal
 
-from rlhf_lab import masked
 from rlhf_lab.contracts import Component, hookimpl, param, slot
+from rlhf_lab.rl import masked
 
 
 class NormalizedClipped(Component):

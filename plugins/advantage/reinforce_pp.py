@@ -2,8 +2,8 @@
 
 from typing import Literal
 
-from rlhf_lab import masked
 from rlhf_lab.contracts import Component, Estimate, hookimpl, param
+from rlhf_lab.rl import masked
 from rlhf_lab_plugins.advantage.monte_carlo import discounted_returns
 from rlhf_lab_plugins.advantage.whole_responses import above_group_mean, returns_of, same_for_each_token
 

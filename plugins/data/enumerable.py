@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from pydantic import model_validator
 
-from rlhf_lab import exact
 from rlhf_lab.contracts import Component, Demonstration, Ranking, hookimpl, param
 from rlhf_lab.errors import DataError
+from rlhf_lab.proof import exact
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,7 +29,7 @@ class Enumerable(Component):
 
     The language is a table of next-token logits drawn from N(0, spread²), one row for each context. Demonstrations are
     drawn from it, given that they end; model `tabular` is that table itself. Both splits have the same prompts, since
-    everything can be known about them. Exact KL, rewards and gradients: `rlhf_lab/exact.py`.
+    everything can be known about them. Exact KL, rewards and gradients: `rlhf_lab/proof/exact.py`.
     """
 
     kind, name = "data", "enumerable"

@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from rlhf_lab.consent import outside
 from rlhf_lab.contracts import Component, Demonstration, Ranking, hookimpl, param
+from rlhf_lab.declaration.consent import outside
 from rlhf_lab.errors import DataError
 
 SPLITS = ("train", "validation")

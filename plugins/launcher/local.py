@@ -1,7 +1,7 @@
 """Runs on this machine."""
 
 from rlhf_lab.contracts import Component, hookimpl
-from rlhf_lab.pool import Pool
+from rlhf_lab.running.pool import Pool
 
 
 class Local(Component):

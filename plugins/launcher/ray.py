@@ -6,7 +6,7 @@ import time
 
 from rlhf_lab.contracts import Component, hookimpl, param
 from rlhf_lab.errors import LabError, SpecError
-from rlhf_lab.pool import Worker, gpus_per_run, thread_variables, worker_command
+from rlhf_lab.running.pool import Worker, gpus_per_run, thread_variables, worker_command
 
 PASSED_ON = ("RLHF_LAB_", "HF_", "TRANSFORMERS_", "OMP_", "MKL_")
 OLDEST = (2, 52)  # earlier ones have holes that a browser on the same machine can use (CVE-2025-62593)

@@ -8,8 +8,8 @@ import time
 
 from rlhf_lab.contracts import Component, hookimpl, param
 from rlhf_lab.errors import LabError
-from rlhf_lab.pool import thread_variables, worker_command
-from rlhf_lab.store import read_json, write_json
+from rlhf_lab.running.pool import thread_variables, worker_command
+from rlhf_lab.store.files import read_json, write_json
 
 ARRAY = 1000  # jobs in one array: the smallest limit in use (MaxArraySize is 1001 unless a cluster says otherwise)
 

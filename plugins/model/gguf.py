@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from pydantic import model_validator
 
-from rlhf_lab.consent import outside
 from rlhf_lab.contracts import Component, hookimpl, param
+from rlhf_lab.declaration.consent import outside
 from rlhf_lab.errors import ModelError
 from rlhf_lab_plugins.model.hf import check_fit, file_hash, one_line, usable
 

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from pydantic import model_validator
 
-from rlhf_lab.consent import CODE, outside
 from rlhf_lab.contracts import Component, hookimpl, param
+from rlhf_lab.declaration.consent import CODE, outside
 from rlhf_lab.errors import ModelError
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from rlhf_lab.consent import outside
 from rlhf_lab.contracts import Component, hookimpl, param
+from rlhf_lab.declaration.consent import outside
 from rlhf_lab.errors import ModelError
 from rlhf_lab_plugins.model.hf import existing_folder, folder_hashes, load_tokenizer, one_line, usable
 

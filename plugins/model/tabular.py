@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from rlhf_lab.contracts import Component, hookimpl
 from rlhf_lab.errors import ModelError
-from rlhf_lab.exact import n_contexts
+from rlhf_lab.proof.exact import n_contexts
 
 
 class Tabular(Component):

@@ -1,7 +1,7 @@
 """The KL to the reference as a term of the loss."""
 
 from rlhf_lab.contracts import Component, Loss, hookimpl, param
-from rlhf_lab.kl import Estimator, per_token
+from rlhf_lab.rl.kl import Estimator, per_token
 
 
 class KLLoss(Component):

@@ -8,13 +8,13 @@ from typing import Literal
 import torch
 
 from rlhf_lab.contracts import Component, PolicyOutput, StageRef, hookimpl, param
-from rlhf_lab.kl import full
 from rlhf_lab.lm.adapters import with_adapter
 from rlhf_lab.lm.files import freeze_embeddings, load_causal_lm, load_encoder, merged, save_causal_lm
 from rlhf_lab.lm.logprobs import entropy as entropy_of
 from rlhf_lab.lm.logprobs import gather_logprobs, hidden_states, response_logits
 from rlhf_lab.lm.precision import ready
 from rlhf_lab.lm.sampling import rollout
+from rlhf_lab.rl.kl import full
 
 
 class CausalLM(Component):

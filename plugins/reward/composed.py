@@ -1,6 +1,6 @@
 """A scorer that is made of other scorers, whose state is theirs."""
 
-from rlhf_lab.rewards import checked
+from rlhf_lab.rl.rewards import checked
 
 
 class Composed:

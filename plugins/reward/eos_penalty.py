@@ -3,7 +3,7 @@
 from pydantic import model_validator
 
 from rlhf_lab.contracts import Component, Scores, hookimpl, param, slot
-from rlhf_lab.rewards import without_eos
+from rlhf_lab.rl.rewards import without_eos
 from rlhf_lab_plugins.reward.composed import Composed
 
 

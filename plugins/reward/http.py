@@ -22,8 +22,8 @@ from pydantic import field_validator
 
 from rlhf_lab.contracts import Component, Scores, hookimpl, param
 from rlhf_lab.errors import RewardError
-from rlhf_lab.journal import Journal, question
-from rlhf_lab.store import digest
+from rlhf_lab.store.files import digest
+from rlhf_lab.store.journal import Journal, question
 from rlhf_lab.terminal import one_line
 
 KEY_PREFIX = "RLHF_LAB_KEY_"

@@ -6,8 +6,8 @@ from typing import Literal
 import torch
 from pydantic import model_validator
 
-from rlhf_lab.consent import outside
 from rlhf_lab.contracts import Component, Scores, hookimpl, param
+from rlhf_lab.declaration.consent import outside
 from rlhf_lab.errors import ModelError
 from rlhf_lab.lm.precision import ready
 from rlhf_lab_plugins.model.hf import check_fit, existing_folder, folder_hashes, hub_commit, one_line

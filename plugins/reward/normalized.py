@@ -5,7 +5,7 @@ from rlhf_lab.errors import RewardError
 from rlhf_lab.lm.files import load_causal_lm, load_encoder
 from rlhf_lab.lm.precision import ready
 from rlhf_lab.lm.sampling import rollout
-from rlhf_lab.rewards import checked
+from rlhf_lab.rl.rewards import checked
 from rlhf_lab.streams import shuffled_batches, stream
 
 

@@ -10,7 +10,7 @@ from rlhf_lab.contracts import Component, StageRef, hookimpl, param, slot
 from rlhf_lab.lm.files import load_causal_lm, load_encoder
 from rlhf_lab.lm.precision import ready
 from rlhf_lab.lm.sampling import rollout
-from rlhf_lab.rewards import checked
+from rlhf_lab.rl.rewards import checked
 
 
 class BestOfN(Component):

@@ -8,8 +8,8 @@ from rlhf_lab.contracts import Component, Ranking, StageRef, hookimpl, param, sl
 from rlhf_lab.errors import DataError
 from rlhf_lab.lm.files import load_causal_lm, load_encoder
 from rlhf_lab.lm.precision import ready
-from rlhf_lab.rewards import checked
-from rlhf_lab.store import write_atomically
+from rlhf_lab.rl.rewards import checked
+from rlhf_lab.store.files import write_atomically
 from rlhf_lab_plugins.stage.sampled_prompts import sampled_prompts
 
 

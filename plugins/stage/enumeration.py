@@ -4,12 +4,12 @@ from typing import ClassVar
 
 import torch
 
-from rlhf_lab import exact
 from rlhf_lab.contracts import Component, StageRef, hookimpl, param, slot
 from rlhf_lab.errors import DataError
 from rlhf_lab.lm.files import load_causal_lm, load_encoder
 from rlhf_lab.lm.tokens import Encoder
-from rlhf_lab.rewards import checked
+from rlhf_lab.proof import exact
+from rlhf_lab.rl.rewards import checked
 
 
 class Enumeration(Component):

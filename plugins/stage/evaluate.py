@@ -3,11 +3,11 @@
 import math
 from typing import Literal
 
-from rlhf_lab.actors import Actors
 from rlhf_lab.contracts import Component, hookimpl, param, slot
-from rlhf_lab.ema import WeightAverage
-from rlhf_lab.evaluation import Evaluator
-from rlhf_lab.rl_parameters import Evaluation
+from rlhf_lab.rl.actors import Actors
+from rlhf_lab.rl.ema import WeightAverage
+from rlhf_lab.rl.evaluation import Evaluator
+from rlhf_lab.rl.parameters import Evaluation
 
 
 class MeasuredParameters(Component):

@@ -4,7 +4,7 @@ from typing import ClassVar
 
 from rlhf_lab.contracts import Component, hookimpl, param, slot
 from rlhf_lab.errors import SpecError
-from rlhf_lab.store import write_json
+from rlhf_lab.store.files import write_json
 
 SPLITS = ("train", "validation")
 

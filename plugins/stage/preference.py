@@ -11,10 +11,10 @@ from safetensors.torch import load, save
 
 from rlhf_lab.contracts import Preferences, StageRef, hookimpl, param, slot
 from rlhf_lab.errors import DataError
-from rlhf_lab.evaluation import Evaluator
 from rlhf_lab.lm.tokens import in_microbatches, trim
 from rlhf_lab.lm.training import FitParameters, fit, order_of_epoch
-from rlhf_lab.store import write_atomically
+from rlhf_lab.rl.evaluation import Evaluator
+from rlhf_lab.store.files import write_atomically
 from rlhf_lab_plugins.stage.comparisons import given_rankings
 from rlhf_lab_plugins.stage.evaluate import MeasuredParameters, measured_actors
 

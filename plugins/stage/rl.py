@@ -1,8 +1,8 @@
-"""The reinforcement learning stage; the loop is `rlhf_lab/loop.py`, its parameters are `rlhf_lab/rl_parameters.py`."""
+"""The reinforcement learning stage; the loop is `rlhf_lab/rl/loop.py`, its parameters are `rlhf_lab/rl/parameters.py`."""
 
 from rlhf_lab.contracts import hookimpl
-from rlhf_lab.loop import train
-from rlhf_lab.rl_parameters import RLParameters
+from rlhf_lab.rl.loop import train
+from rlhf_lab.rl.parameters import RLParameters
 
 
 class RL(RLParameters):

@@ -6,12 +6,12 @@ import torch
 
 from rlhf_lab.contracts import StageRef, hookimpl, param, slot
 from rlhf_lab.errors import DataError
-from rlhf_lab.evaluation import sample_rows
 from rlhf_lab.lm.files import load_causal_lm, load_encoder, merged, save_causal_lm
 from rlhf_lab.lm.logprobs import make_head_input_contiguous, response_logprobs
 from rlhf_lab.lm.sampling import rollout
 from rlhf_lab.lm.tokens import Encoder, microbatch_rows, trim
 from rlhf_lab.lm.training import AdaptationParameters, FitParameters, fit, prepared
+from rlhf_lab.rl.evaluation import sample_rows
 from rlhf_lab_plugins.stage.rejection_sampling import read_demonstrations
 
 

@@ -36,7 +36,7 @@ Example:
 @speaks_plainly
 def cancel(results: str, wait: float, as_json: bool) -> int:
     """Stop a sweep that runs in another terminal: each run saves at the end of its step, and `run` goes on from there."""
-    from rlhf_lab.results import drivers, find_results
+    from rlhf_lab.results.folder import drivers, find_results
 
     folder = find_results(results)
     asked = drivers(folder)
@@ -54,7 +54,7 @@ def cancel(results: str, wait: float, as_json: bool) -> int:
 
 def ask_to_stop(owner: Any) -> None:
     """SIGTERM. Raises LabError for a process of another machine, or of another person."""
-    from rlhf_lab.leases import this_machine
+    from rlhf_lab.store.leases import this_machine
 
     if owner.machine != this_machine():
         raise LabError(f"{owner} runs the sweep; give this command there")
@@ -87,10 +87,10 @@ def retry(results: str, failed: bool, plugin_files: tuple[Path, ...], quiet: boo
     be named again.
     """
     from rlhf_lab.cli.run import listener, report
-    from rlhf_lab.drive import Halt
-    from rlhf_lab.recorded import planned_before
-    from rlhf_lab.results import DONE, UNFINISHED, find_results, view
-    from rlhf_lab.runner import run_sweep
+    from rlhf_lab.results.folder import DONE, UNFINISHED, find_results, view
+    from rlhf_lab.results.recorded import planned_before
+    from rlhf_lab.running.drive import Halt
+    from rlhf_lab.running.runner import run_sweep
 
     folder = find_results(results)
     chosen = {run.run_id for run in view(folder) if run.status not in (DONE, *UNFINISHED)}
@@ -131,8 +131,8 @@ def reproduce(
     Exit code 0 if they are the same bytes, 1 if not; then it says which rows and weights differ, and what was different in
     how they were computed (device, threads, versions, code).
     """
-    from rlhf_lab.reproduce import reproduce as computed_again
-    from rlhf_lab.results import find_results, find_run
+    from rlhf_lab.results.folder import find_results, find_run
+    from rlhf_lab.results.reproduce import reproduce as computed_again
 
     folder, found = find_run(run_id, find_results(results) if results else None)
     if out is not None and out.exists() and any(out.iterdir()):

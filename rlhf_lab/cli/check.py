@@ -24,7 +24,7 @@ def check_estimators(plugin_files: tuple[Path, ...], as_json: bool) -> int:
 
     Exact, by enumeration of a small world, against the gradient of E[reward] − β·KL.
     """
-    from rlhf_lab.estimators import estimator_table, markdown
+    from rlhf_lab.proof.estimators import estimator_table, markdown
     from rlhf_lab.registry import discover
 
     table = estimator_table(discover([file.resolve() for file in plugin_files]))
@@ -39,7 +39,7 @@ def check_estimators(plugin_files: tuple[Path, ...], as_json: bool) -> int:
 @speaks_plainly
 def check_results(results: Path, expected: Path, as_json: bool) -> int:
     """Hold the tables of a sweep against an expected.json: exit code 1 where a number is outside its bounds."""
-    from rlhf_lab.records import load
+    from rlhf_lab.results.tables import load
     from rlhf_lab_analysis.report import check_expected
 
     checks = check_expected(

@@ -25,7 +25,7 @@ VARIABLES = {
     "RLHF_LAB_KEY_…": "keys of reward servers, each named by a reward's `key_variable`",
     "RLHF_LAB_RAISE_ERRORS": "set: an error ends in a traceback instead of one sentence",
     "RLHF_LAB_LOG_LEVEL": "what goes into a run's log.txt: DEBUG, INFO, WARNING (default) or ERROR",
-    "RLHF_LAB_FAULT": "a fault on purpose, for tests (rlhf_lab/faults.py)",
+    "RLHF_LAB_FAULT": "a fault on purpose, for tests (rlhf_lab/store/faults.py)",
     "NO_COLOR": "set: no colours",
 }
 """Environment variables that mean something; besides them every option can be given as RLHF_LAB_COMMAND_OPTION."""
@@ -95,14 +95,14 @@ def consent_options(command: Any) -> Any:
 
 
 def remember(option: str, ctx: click.Context, parameter: Any, values: tuple[str, ...]) -> None:
-    ctx.meta.setdefault("rlhf_lab.consent", []).extend((option, value) for value in values)
+    ctx.meta.setdefault("rlhf_lab.declaration.consent", []).extend((option, value) for value in values)
 
 
 def given_consent() -> Any:
     """What the person allows by options and by the environment. Raises SpecError."""
-    from rlhf_lab.consent import checked, from_environment
+    from rlhf_lab.declaration.consent import checked, from_environment
 
-    options = click.get_current_context().meta.get("rlhf_lab.consent", [])
+    options = click.get_current_context().meta.get("rlhf_lab.declaration.consent", [])
     return from_environment() | {pair for option, value in options for pair in checked(option, [value])}
 
 
@@ -130,7 +130,7 @@ def json_option(command: Any) -> Any:
 
 def spec_path(spec: Path) -> Path:
     """The spec file, or the one of that name that ships with the package."""
-    from rlhf_lab.yaml_lines import suggest
+    from rlhf_lab.declaration.yaml_lines import suggest
 
     shipped = Path(str(files("rlhf_lab_experiments"))) / spec / "spec.yaml"
     if not spec.exists() and shipped.is_file():
@@ -151,10 +151,10 @@ class Planned(NamedTuple):
 
 
 def planned(spec: Path, overrides: Sequence[str], plugin_files: Sequence[Path]) -> Planned:
-    from rlhf_lab.overrides import parse_override
-    from rlhf_lab.plan import plan_sweep
+    from rlhf_lab.declaration.overrides import parse_override
+    from rlhf_lab.declaration.sweep import load_sweep
     from rlhf_lab.registry import discover
-    from rlhf_lab.spec import load_sweep
+    from rlhf_lab.running.plan import plan_sweep
 
     path = spec_path(spec)
     for file in plugin_files:
@@ -170,8 +170,8 @@ def with_consent(sweep: Any, overrides: Sequence[str]) -> Any:
     """The sweep with what the person allows it, who by typing a path allows that. Raises SpecError where that is too little."""
     from dataclasses import replace
 
-    from rlhf_lab.consent import require, typed_paths
-    from rlhf_lab.overrides import parse_override
+    from rlhf_lab.declaration.consent import require, typed_paths
+    from rlhf_lab.declaration.overrides import parse_override
 
     typed = [typed_paths(list(parse_override(text).values), sweep.folder) for text in overrides]
     consent = given_consent().union(*typed)

@@ -31,7 +31,7 @@ def diff(a: str, b: str, plugin_files: tuple[Path, ...], as_json: bool) -> int:
     A and B are specs, presets, folders of finished sweeps, or folders of finished runs. Of a preset, only what it says is
     compared. Exit code 0 if nothing differs, 1 if something does, 2 if A or B cannot be read.
     """
-    from rlhf_lab.difference import difference
+    from rlhf_lab.declaration.difference import difference
     from rlhf_lab.registry import discover
 
     registry = discover([file.resolve() for file in plugin_files])
@@ -50,7 +50,7 @@ def diff(a: str, b: str, plugin_files: tuple[Path, ...], as_json: bool) -> int:
 
 def cell(side: Any, field: str, values: Sequence[Any]) -> str:
     """The values of a field; of a preset that leaves it open, the laboratory's default is told as such."""
-    from rlhf_lab.difference import is_said, shown
+    from rlhf_lab.declaration.difference import is_said, shown
 
     left_open = side.said and values and not is_said(field, side.said)
     return shown(values) + " (default)" * bool(left_open)
@@ -72,7 +72,7 @@ def experiment(name: str, registry: Any) -> Any:
 
 def known(path: Path, registry: Any) -> Path:
     """The shipped experiment of that name; an error that knows presets as well, where there is none."""
-    from rlhf_lab.yaml_lines import suggest
+    from rlhf_lab.declaration.yaml_lines import suggest
 
     try:
         return spec_path(path)
@@ -84,8 +84,8 @@ def known(path: Path, registry: Any) -> Path:
 
 def of_results(label: str, results: Path, run_id: str | None) -> Any:
     """All runs of a sweep, or one of them, as they were resolved when they ran."""
-    from rlhf_lab.difference import Experiment
-    from rlhf_lab.store import read_json
+    from rlhf_lab.declaration.difference import Experiment
+    from rlhf_lab.store.files import read_json
 
     try:
         resolved = read_json(results / "plan.json")["resolved"]
@@ -97,8 +97,8 @@ def of_results(label: str, results: Path, run_id: str | None) -> Any:
 
 
 def of_spec(label: str, path: Path, registry: Any) -> Any:
-    from rlhf_lab.difference import Experiment
-    from rlhf_lab.spec import load_sweep
+    from rlhf_lab.declaration.difference import Experiment
+    from rlhf_lab.declaration.sweep import load_sweep
 
     points = load_sweep(path, [], registry).points
     configs = {id(point.config): point.config.model_dump(mode="json") for point in points}
@@ -107,9 +107,9 @@ def of_spec(label: str, path: Path, registry: Any) -> Any:
 
 def of_preset(name: str, registry: Any) -> Any:
     """The stages that a preset speaks of, what it leaves open filled with defaults."""
-    from rlhf_lab.difference import Experiment
-    from rlhf_lab.run_config import with_stage_name
-    from rlhf_lab.spec import preset_values
+    from rlhf_lab.declaration.difference import Experiment
+    from rlhf_lab.declaration.run_config import with_stage_name
+    from rlhf_lab.declaration.sweep import preset_values
 
     preset = registry.get("preset", name).component
     raw = preset_values(preset)

@@ -35,7 +35,7 @@ def status(results: str, watch: bool, every: float, as_json: bool) -> int:
 
     RESULTS is a results folder, or the name of an experiment under ./results (RLHF_LAB_RUNS_DIR).
     """
-    from rlhf_lab.results import find_results
+    from rlhf_lab.results.folder import find_results
 
     folder = find_results(results)
     if watch and not as_json and sys.stdout.isatty():
@@ -49,13 +49,13 @@ def status(results: str, watch: bool, every: float, as_json: bool) -> int:
 
 
 def at_work(folder: Path) -> bool:
-    from rlhf_lab.results import RUNNING, drivers, view
+    from rlhf_lab.results.folder import RUNNING, drivers, view
 
     return bool(drivers(folder)) or any(run.status == RUNNING for run in view(folder))
 
 
 def show_status(folder: Path, as_json: bool) -> None:
-    from rlhf_lab.results import counts, view
+    from rlhf_lab.results.folder import counts, view
 
     runs = view(folder)
     if as_json:
@@ -91,7 +91,7 @@ def clock(seconds: float) -> str:
 
 def summary(folder: Path, runs: Sequence[Any]) -> str:
     """`quickstart: 9 runs: 6 done, 2 running, 1 pending; about 3m05s left`."""
-    from rlhf_lab.results import counts
+    from rlhf_lab.results.folder import counts
 
     states = ", ".join(f"{n} {one_line(state)}" for state, n in counts(runs).items())
     left = time_left(runs)
@@ -102,7 +102,7 @@ def time_left(runs: Sequence[Any]) -> float:
     """Seconds until all are done, if the others take what the median of those that are done took; NaN if nobody knows."""
     from statistics import median
 
-    from rlhf_lab.results import DONE, PENDING, RUNNING
+    from rlhf_lab.results.folder import DONE, PENDING, RUNNING
 
     took = [run.seconds for run in runs if run.status == DONE and math.isfinite(run.seconds)]
     running = [run for run in runs if run.status == RUNNING]
@@ -132,7 +132,7 @@ def status_table(folder: Path, height: int) -> Any:
     from rich.table import Table
     from rich.text import Text
 
-    from rlhf_lab.results import DONE, PENDING, RUNNING, view
+    from rlhf_lab.results.folder import DONE, PENDING, RUNNING, view
 
     runs = view(folder)
     order = {RUNNING: 0, PENDING: 2, DONE: 3}
@@ -158,7 +158,7 @@ Examples:
 @speaks_plainly
 def ls(root: str | None, as_json: bool) -> int:
     """List the experiments in a folder (default ./results, or RLHF_LAB_RUNS_DIR), and how far each is."""
-    from rlhf_lab.results import DONE, RUNNING, counts, results_folders, runs_root, view
+    from rlhf_lab.results.folder import DONE, RUNNING, counts, results_folders, runs_root, view
 
     folder = runs_root(Path(root) if root else None)
     if not folder.is_dir():
@@ -208,7 +208,7 @@ def show(run_id: str, results: str | None, samples: int, as_json: bool) -> int:
 
     ID is a run's id or the beginning of it; it is looked for in all results, unless --results says where.
     """
-    from rlhf_lab.results import find_results, find_run, run_view
+    from rlhf_lab.results.folder import find_results, find_run, run_view
 
     folder, found = find_run(run_id, find_results(results) if results else None)
     run = run_view(folder / "runs" / found)
@@ -225,8 +225,8 @@ def show(run_id: str, results: str | None, samples: int, as_json: bool) -> int:
 
 def details(run: Any) -> dict[str, Any]:
     """What the record says besides: spec, code, versions, stages."""
-    from rlhf_lab.results import read
-    from rlhf_lab.store import is_committed
+    from rlhf_lab.results.folder import read
+    from rlhf_lab.store.files import is_committed
 
     stages = []
     for name, folder in run.stages.items():
@@ -245,7 +245,7 @@ def details(run: Any) -> dict[str, Any]:
 def newest_samples(run: Any, n: int) -> list[dict[str, Any]]:
     from itertools import islice
 
-    from rlhf_lab.results import tail
+    from rlhf_lab.results.folder import tail
 
     rows = (row for folder in reversed(run.stages.values()) for row in tail(folder / "samples.jsonl"))
     return list(islice(rows, n))

@@ -7,9 +7,9 @@ import re
 from importlib.resources import files
 from pathlib import Path
 
+from rlhf_lab.declaration.yaml_lines import suggest
 from rlhf_lab.errors import SpecError
 from rlhf_lab.registry import Registry
-from rlhf_lab.yaml_lines import suggest
 
 PYPROJECT = """\
 [build-system]

@@ -28,7 +28,7 @@ Examples:
 @speaks_plainly
 def plan(spec: Path, overrides: tuple[str, ...], plugin_files: tuple[Path, ...], out: Path | None, as_json: bool) -> int:
     """Show what a sweep consists of: runs, the stages they share, what is done, and how long the rest will take."""
-    from rlhf_lab.runner import results_folder
+    from rlhf_lab.running.runner import results_folder
 
     found = planned(spec, overrides, plugin_files)
     return show_plan(found, results_folder(found.sweep.file.experiment, out), as_json)
@@ -39,7 +39,7 @@ def show_plan(found: Planned, results: Path, as_json: bool) -> int:
     if as_json:
         click.echo(json.dumps(shown))
         return 0
-    from rlhf_lab.progress import labels
+    from rlhf_lab.cli.progress import labels
     from rlhf_lab.terminal import one_line
 
     done = {run["run_id"] for run in shown["runs"] if run["done"]}
@@ -54,11 +54,11 @@ def show_plan(found: Planned, results: Path, as_json: bool) -> int:
 
 def as_data(found: Planned, results: Path) -> dict[str, Any]:
     """All that is to be shown of a plan, in JSON."""
-    from rlhf_lab.changes import changes, lineage
-    from rlhf_lab.forecast import forecast
-    from rlhf_lab.pool import visible_gpus, width
-    from rlhf_lab.runner import is_finished
-    from rlhf_lab.store import is_committed
+    from rlhf_lab.running.changes import changes, lineage
+    from rlhf_lab.running.forecast import forecast
+    from rlhf_lab.running.pool import visible_gpus, width
+    from rlhf_lab.running.runner import is_finished
+    from rlhf_lab.store.files import is_committed
 
     sweep, plan, store = found.sweep, found.plan, results / "stages"
     finished = {run.run_id for run in plan.runs if is_finished(results, run)}
@@ -165,8 +165,8 @@ def config(spec: Path, overrides: tuple[str, ...], plugin_files: tuple[Path, ...
 
     With --json the configuration of each distinct run.
     """
-    from rlhf_lab.progress import labels
-    from rlhf_lab.resolved import resolved_spec
+    from rlhf_lab.cli.progress import labels
+    from rlhf_lab.declaration.resolved import resolved_spec
     from rlhf_lab.terminal import json_text
 
     found = planned(spec, overrides, plugin_files)

@@ -51,7 +51,7 @@ def page(registry: Registry) -> str:
 
 def estimators_page(registry: Registry) -> str:
     """The table of `rlhf-lab check estimators`, with what it means."""
-    from rlhf_lab.estimators import estimator_table, markdown
+    from rlhf_lab.proof.estimators import estimator_table, markdown
 
     return ESTIMATORS + markdown(estimator_table(registry))
 

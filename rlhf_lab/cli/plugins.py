@@ -49,8 +49,8 @@ def plugins_list(plugin_files: tuple[Path, ...], as_json: bool) -> int:
 def plugins_show(kind: str, name: str, plugin_files: tuple[Path, ...], as_json: bool) -> int:
     """Show a component: what it computes, and its parameters with type, default, range, unit and source."""
     from rlhf_lab.contracts import KINDS, Preset
+    from rlhf_lab.declaration.yaml_lines import suggest
     from rlhf_lab.registry import discover
-    from rlhf_lab.yaml_lines import suggest
 
     if kind not in KINDS:
         raise SpecError(f"unknown kind {kind!r}{suggest(kind, KINDS)}; there are {', '.join(KINDS)}")
@@ -160,7 +160,7 @@ def summary(component: Any) -> str:
 
 def parameter_row(key: str, info: Any) -> list[str]:
     """One row of `plugins show`."""
-    from rlhf_lab.spec import slot_kind
+    from rlhf_lab.declaration.sweep import slot_kind
 
     kind, extra = slot_kind(info), info.json_schema_extra or {}
     shown = f"a {kind}" if kind else str(info.annotation).replace("typing.", "").replace("<class '", "").replace("'>", "")

@@ -56,9 +56,9 @@ def run(
 
     SPEC is a spec file, or the name of an experiment that ships with the package.
     """
-    from rlhf_lab.changes import changes, lineage, refuse
-    from rlhf_lab.drive import Halt
-    from rlhf_lab.runner import is_finished, results_folder, run_sweep
+    from rlhf_lab.running.changes import changes, lineage, refuse
+    from rlhf_lab.running.drive import Halt
+    from rlhf_lab.running.runner import is_finished, results_folder, run_sweep
 
     found = planned(spec, (*overrides, *(["resources.fail_fast=true"] if fail_fast else [])), plugin_files)
     sweep, plan, path = found
@@ -79,7 +79,7 @@ def run(
 
 
 def listener(plan: Any, reused: int, quiet: bool) -> Any:
-    from rlhf_lab.progress import Bars, Lines
+    from rlhf_lab.cli.progress import Bars, Lines
 
     if quiet:
         return contextlib.nullcontext(lambda run_id, event: None)

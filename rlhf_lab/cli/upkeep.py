@@ -32,9 +32,9 @@ def export(results: str, out: Path, formats: tuple[str, ...], as_json: bool) -> 
     The tables are put together from the finished stages at this moment, also while the sweep runs. In CSV a text that a
     spreadsheet would take for a formula begins with an apostrophe; parquet is without loss.
     """
-    from rlhf_lab.export import export as write
-    from rlhf_lab.records import tables
-    from rlhf_lab.results import find_results
+    from rlhf_lab.results.export import export as write
+    from rlhf_lab.results.folder import find_results
+    from rlhf_lab.results.tables import tables
 
     folder = find_results(results)
     made = tables(folder)
@@ -60,8 +60,8 @@ Examples:
 @speaks_plainly
 def gc(results: str, delete: bool, unplanned: bool, as_json: bool) -> int:
     """List the stages that no run needs, with their size; with --delete, remove them."""
-    from rlhf_lab.garbage import garbage, remove
-    from rlhf_lab.results import drivers, find_results
+    from rlhf_lab.results.folder import drivers, find_results
+    from rlhf_lab.results.garbage import garbage, remove
 
     folder = find_results(results)
     if delete and (owners := drivers(folder)):
@@ -103,8 +103,8 @@ def doctor(results: str | None, rebuild: bool, as_json: bool) -> int:
 
     Exit code 1 if something is broken; what is merely odd is said and counts as 0.
     """
-    from rlhf_lab.doctor import BAD, examine, setup
-    from rlhf_lab.results import drivers, find_results
+    from rlhf_lab.results.doctor import BAD, examine, setup
+    from rlhf_lab.results.folder import drivers, find_results
 
     if rebuild and not results:
         raise SpecError("--rebuild needs a results folder: rlhf-lab doctor RESULTS --rebuild")
@@ -112,7 +112,7 @@ def doctor(results: str | None, rebuild: bool, as_json: bool) -> int:
     if rebuild:
         if owners := drivers(folder):
             raise SweepBusy(f"{owners[0]} is working on {folder}, and writes the tables when it ends")
-        from rlhf_lab.records import compact
+        from rlhf_lab.results.tables import compact
 
         compact(folder)
     findings = [*setup(known_variables()), *(examine(folder) if folder else ())]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from rlhf_lab.contracts import Rollout
 from rlhf_lab.errors import ModelError
 from rlhf_lab.lm.logprobs import position_ids, sequence
-from rlhf_lab.store import read_json, write_json
+from rlhf_lab.store.files import read_json, write_json
 
 if TYPE_CHECKING:
     from rlhf_lab.context import StageContext

@@ -11,14 +11,14 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from rlhf_lab.checkpoint import Checkpoint, load_optimizer, optimizer_tensors
 from rlhf_lab.context import StageContext
 from rlhf_lab.contracts import Component, param
 from rlhf_lab.lm.adapters import with_adapter
 from rlhf_lab.lm.files import freeze_embeddings, set_dropout
 from rlhf_lab.lm.precision import ready
-from rlhf_lab.not_finite import ABOUT, OnNaN, may_step
-from rlhf_lab.schedule import Schedule, rate, set_rates
+from rlhf_lab.rl.not_finite import ABOUT, OnNaN, may_step
+from rlhf_lab.rl.schedule import Schedule, rate, set_rates
+from rlhf_lab.store.checkpoint import Checkpoint, load_optimizer, optimizer_tensors
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
 

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlhf_lab import aggregation
 from rlhf_lab.contracts import Minibatch, PolicyOutput
+from rlhf_lab.rl import aggregation
 from rlhf_lab.testing.advantages import tensors
 from rlhf_lab.testing.every_kind import differ, each_parameter_counts
 from rlhf_lab.testing.sentences import require, same, shown

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rlhf_lab.aggregation import weights
+from rlhf_lab.rl.aggregation import weights
 
 MASK = torch.tensor([[1, 1, 1, 0], [1, 0, 0, 0]], dtype=torch.bool)
 

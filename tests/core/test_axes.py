@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf_lab.axes import (
+from rlhf_lab.declaration.axes import (
     MISSING,
     AxesError,
     blocks_of,

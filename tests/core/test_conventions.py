@@ -5,8 +5,8 @@ import torch
 from pydantic import ValidationError
 from tiny_world import component
 
-from rlhf_lab import masked, rewards
 from rlhf_lab.contracts import AdvantageInputs, Rollout
+from rlhf_lab.rl import masked, rewards
 
 LENGTH = 4
 

@@ -8,9 +8,9 @@ import pytest
 import tiny_world
 from micro_spec import lab, write_spec
 
-from rlhf_lab.consequences import CONSEQUENCES
-from rlhf_lab.difference import Experiment, difference
-from rlhf_lab.rl_parameters import RLParameters
+from rlhf_lab.declaration.consequences import CONSEQUENCES
+from rlhf_lab.declaration.difference import Experiment, difference
+from rlhf_lab.rl.parameters import RLParameters
 
 
 def said(*arguments, code):

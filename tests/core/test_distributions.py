@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from rlhf_lab.distributions import draws, quantile
+from rlhf_lab.declaration.distributions import draws, quantile
 
 U = [0.0, 0.1, 0.25, 0.5, 0.75, 0.999]
 

@@ -12,12 +12,12 @@ import psutil
 import pytest
 from micro_spec import PLUGINS
 
-from rlhf_lab import pool
-from rlhf_lab.claims import Claims
-from rlhf_lab.drive import Halt, Task, drive
-from rlhf_lab.pool import Pool
-from rlhf_lab.spec import Resources
-from rlhf_lab.store import read_json
+from rlhf_lab.declaration.sweep import Resources
+from rlhf_lab.running import pool
+from rlhf_lab.running.claims import Claims
+from rlhf_lab.running.drive import Halt, Task, drive
+from rlhf_lab.running.pool import Pool
+from rlhf_lab.store.files import read_json
 
 PLAIN = PLUGINS / "plain_worker.py"
 
@@ -178,8 +178,8 @@ import sys
 from pathlib import Path
 sys.path[:0] = {path!r}
 import test_drive
-from rlhf_lab import pool
-from rlhf_lab.drive import Halt
+from rlhf_lab.running import pool
+from rlhf_lab.running.drive import Halt
 pool.WORKER = (sys.executable, str(test_drive.PLAIN))
 site = test_drive.Site.__new__(test_drive.Site)
 site.folder, site.heard = Path({folder!r}), []

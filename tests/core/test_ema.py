@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rlhf_lab.ema import WeightAverage
+from rlhf_lab.rl.ema import WeightAverage
 
 
 def linear(value):

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from rlhf_lab import estimators as es
-from rlhf_lab import exact
 from rlhf_lab.contracts import Component, Estimate, hookimpl, param
+from rlhf_lab.proof import estimators as es
+from rlhf_lab.proof import exact
 from rlhf_lab.registry import discover
 from rlhf_lab_plugins.advantage.gae import GAE
 from rlhf_lab_plugins.advantage.rloo import RLOO

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from rlhf_lab import exact
 from rlhf_lab.errors import DataError
+from rlhf_lab.proof import exact
 
 BETAS = (0.1, 0.5, 2.0)
 

@@ -11,10 +11,10 @@ import torch
 from enumerated_world import DATA, TINY, known
 from tiny_world import component, context, registry
 
-from rlhf_lab import exact
 from rlhf_lab.contracts import AdvantageInputs, Minibatch
 from rlhf_lab.lm.logprobs import response_logits
-from rlhf_lab.rewards import token_rewards
+from rlhf_lab.proof import exact
+from rlhf_lab.rl.rewards import token_rewards
 from rlhf_lab_plugins.policy.causal_lm import FullPolicy
 
 BETA = 0.3

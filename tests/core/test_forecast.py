@@ -6,9 +6,9 @@ import re
 import pytest
 from micro_spec import lab, plan_of, write_spec
 
-from rlhf_lab.forecast import counts, makespan, size
-from rlhf_lab.plan import PlannedStage
-from rlhf_lab.store import read_json
+from rlhf_lab.running.forecast import counts, makespan, size
+from rlhf_lab.running.plan import PlannedStage
+from rlhf_lab.store.files import read_json
 
 
 def stage(hash, *inputs):

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from rlhf_lab import exact
 from rlhf_lab.errors import RewardError
 from rlhf_lab.frontier import MIN_ESS, estimated_frontier, exact_frontier, from_table
+from rlhf_lab.proof import exact
 
 X, V, T = 4, 4, 3
 

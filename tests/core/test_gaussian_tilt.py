@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from rlhf_lab.gaussian_tilt import Tilt, steps
+from rlhf_lab.proof.gaussian_tilt import Tilt, steps
 from rlhf_lab_analysis.report import text
 from rlhf_lab_analysis.reward_vs_kl import reward_vs_kl
 from rlhf_lab_analysis.seed_statistics import fit_gao

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from rlhf_lab.kl import ESTIMATORS, absolute, from_old, full, k1, k2, k3, mean, per_token, sequence_kl
+from rlhf_lab.rl.kl import ESTIMATORS, absolute, from_old, full, k1, k2, k3, mean, per_token, sequence_kl
 
 LOGITS = torch.tensor([0.3, -1.1, 0.8, 0.0, 1.7], dtype=torch.float64)
 LOG_REF = torch.tensor([0.1, 0.4, 0.2, 0.05, 0.25], dtype=torch.float64).log()

@@ -10,15 +10,15 @@ import tiny_world
 import torch
 from tiny_world import EOS, VOCABULARY, ids_of, next_laws, tokens_of
 
-from rlhf_lab.actors import new_optimizer, open_actors
 from rlhf_lab.contracts import Component
 from rlhf_lab.errors import NumericsError, RewardError
 from rlhf_lab.lm import sampling
 from rlhf_lab.lm.files import load_causal_lm
-from rlhf_lab.loop import assert_on_policy
-from rlhf_lab.rl_parameters import Evaluation
+from rlhf_lab.rl.actors import new_optimizer, open_actors
+from rlhf_lab.rl.loop import assert_on_policy
+from rlhf_lab.rl.parameters import Evaluation
+from rlhf_lab.rl.update import Batch, optimizer_step, update
 from rlhf_lab.streams import stream
-from rlhf_lab.update import Batch, optimizer_step, update
 from rlhf_lab_plugins.stage.rl import RL
 
 ALL_TERMS = ["ppo_clip", "value_clip", {"name": "entropy", "weight": 0.3}, {"name": "pretrain_mix", "weight": 0.7, "ratio": 2}]
@@ -490,7 +490,7 @@ def test_a_batch_of_nothing_but_cut_responses_moves_nothing(run_stage, world, wh
 
 def test_bootstrapped_truncation_puts_the_critics_value_in_place_of_the_score(open_stage):
     """By hand on one cut response and one that ended: δ_T = r_T + V(after) − V_T, with V from a plain forward pass."""
-    from rlhf_lab.loop import state_values
+    from rlhf_lab.rl.loop import state_values
 
     cfg, ctx = open_stage("rl", small(truncation="bootstrap"))
     actors = open_actors(cfg, ctx)

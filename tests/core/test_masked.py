@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from rlhf_lab.masked import masked_mean, whiten
+from rlhf_lab.rl.masked import masked_mean, whiten
 
 RNG = np.random.default_rng(0)
 ROWS = [RNG.normal(2, 3, n) for n in (5, 1, 3)]

@@ -7,8 +7,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from rlhf_lab.errors import SpecError
-from rlhf_lab.overrides import (
+from rlhf_lab.declaration.overrides import (
     Override,
     apply_override,
     delete_path,
@@ -22,6 +21,7 @@ from rlhf_lab.overrides import (
     parse_override,
     set_path,
 )
+from rlhf_lab.errors import SpecError
 
 CONFIG = {
     "name": "kl",

@@ -8,8 +8,8 @@ import sys
 import pytest
 from micro_spec import PLUGINS, lab, plan_of, refused, write_spec
 
+from rlhf_lab.declaration.stage_graph import Circle, in_order
 from rlhf_lab.errors import DataError
-from rlhf_lab.stage_graph import Circle, in_order
 
 FILE_DATA = """
 import hashlib

@@ -4,9 +4,9 @@ import os
 
 import pytest
 
+from rlhf_lab.declaration.sweep import Resources
 from rlhf_lab.errors import SpecError
-from rlhf_lab.pool import cause_of_death, gpu_shares, parsed, visible_gpus, width, worker_command
-from rlhf_lab.spec import Resources
+from rlhf_lab.running.pool import cause_of_death, gpu_shares, parsed, visible_gpus, width, worker_command
 
 
 @pytest.mark.parametrize(

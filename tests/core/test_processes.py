@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 import rlhf_lab
 from rlhf_lab import processes
-from rlhf_lab.store import read_json
+from rlhf_lab.store.files import read_json
 
 
 def free_port():

@@ -7,10 +7,10 @@ import pytest
 from micro_spec import write_spec
 from rich.console import Console
 
-from rlhf_lab.plan import plan_sweep
-from rlhf_lab.progress import Bars, Lines, labels
+from rlhf_lab.cli.progress import Bars, Lines, labels
+from rlhf_lab.declaration.sweep import load_sweep
 from rlhf_lab.registry import discover
-from rlhf_lab.spec import load_sweep
+from rlhf_lab.running.plan import plan_sweep
 
 
 @pytest.fixture

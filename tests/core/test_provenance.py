@@ -9,7 +9,7 @@ from importlib.metadata import distributions, version
 import pytest
 import torch
 
-from rlhf_lab.provenance import VARIABLES, git_state, package_versions, provenance
+from rlhf_lab.store.provenance import VARIABLES, git_state, package_versions, provenance
 
 
 @pytest.fixture

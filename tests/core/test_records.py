@@ -7,8 +7,8 @@ import pyarrow.parquet
 import pytest
 
 from rlhf_lab.errors import DataError
-from rlhf_lab.records import COLUMNS, axis_label, compact, load
-from rlhf_lab.store import commit
+from rlhf_lab.results.tables import COLUMNS, axis_label, compact, load
+from rlhf_lab.store.files import commit
 
 
 @pytest.fixture

@@ -3,12 +3,12 @@
 import pytest
 from micro_spec import lab, plan_of, write_spec
 
-from rlhf_lab.overrides import parse_override
-from rlhf_lab.plan import plan_sweep
+from rlhf_lab.declaration.overrides import parse_override
+from rlhf_lab.declaration.resolved import difference, resolved_spec
+from rlhf_lab.declaration.sweep import load_sweep
+from rlhf_lab.declaration.yaml_lines import load
 from rlhf_lab.registry import discover
-from rlhf_lab.resolved import difference, resolved_spec
-from rlhf_lab.spec import load_sweep
-from rlhf_lab.yaml_lines import load
+from rlhf_lab.running.plan import plan_sweep
 
 BASE = """\
 experiment: kl

@@ -3,8 +3,8 @@
 import pytest
 import tiny_world
 
-from rlhf_lab.checkpoint import Checkpoint, keep_only_resumable, newest_checkpoint, remove_checkpoints, write_checkpoint
 from rlhf_lab.errors import Interrupted
+from rlhf_lab.store.checkpoint import Checkpoint, keep_only_resumable, newest_checkpoint, remove_checkpoints, write_checkpoint
 
 CASES = {
     "rl": {

@@ -7,8 +7,8 @@ import torch
 
 from rlhf_lab.contracts import Rollout, Scores
 from rlhf_lab.errors import RewardError
-from rlhf_lab.kl import ESTIMATORS, per_token
-from rlhf_lab.rewards import checked, token_rewards, trained, undisturbed, without_eos
+from rlhf_lab.rl.kl import ESTIMATORS, per_token
+from rlhf_lab.rl.rewards import checked, token_rewards, trained, undisturbed, without_eos
 
 LENGTHS = (3, 5, 1, 4)
 MASK = torch.arange(6) < torch.tensor(LENGTHS)[:, None]

@@ -13,10 +13,10 @@ import pytest
 from micro_spec import PLUGINS, lab, lab_process, plan_of, write_spec
 
 import rlhf_lab
-from rlhf_lab.claims import Claims
-from rlhf_lab.records import COLUMNS
-from rlhf_lab.runner import results_folder
-from rlhf_lab.store import COMMIT, read_json
+from rlhf_lab.results.tables import COLUMNS
+from rlhf_lab.running.claims import Claims
+from rlhf_lab.running.runner import results_folder
+from rlhf_lab.store.files import COMMIT, read_json
 
 TROUBLES = PLUGINS / "troubles.py"
 

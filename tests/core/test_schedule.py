@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from rlhf_lab.schedule import rate, set_rates
+from rlhf_lab.rl.schedule import rate, set_rates
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 from micro_spec import lab_process, write_spec
 
 from rlhf_lab.sources import source_hash
-from rlhf_lab.store import read_json
+from rlhf_lab.store.files import read_json
 
 PACKAGE = {
     "__init__.py": "",

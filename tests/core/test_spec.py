@@ -11,11 +11,11 @@ import pytest
 from micro_spec import lab, refused, write_spec
 
 from rlhf_lab.contracts import Preset
+from rlhf_lab.declaration.overrides import parse_override
+from rlhf_lab.declaration.sweep import load_sweep
 from rlhf_lab.errors import SpecError
-from rlhf_lab.overrides import parse_override
-from rlhf_lab.plan import plan_sweep
 from rlhf_lab.registry import Registration, discover
-from rlhf_lab.spec import load_sweep
+from rlhf_lab.running.plan import plan_sweep
 
 BASE = """\
 experiment: kl
@@ -396,7 +396,8 @@ def test_a_spec_that_is_not_there_is_said(tmp_path):
 def test_planning_imports_no_training_library():
     """`rlhf-lab plan` should answer at once: no transformers, no accelerate."""
     code = (
-        "import sys; from rlhf_lab.spec import load_sweep; from rlhf_lab.registry import discover; from pathlib import Path\n"
+        "import sys; from pathlib import Path; from rlhf_lab.registry import discover\n"
+        "from rlhf_lab.declaration.sweep import load_sweep\n"
         "load_sweep(Path(sys.argv[1]), [], discover())\n"
         "print(sorted({'transformers', 'accelerate', 'peft', 'pandas'} & set(sys.modules)))"
     )

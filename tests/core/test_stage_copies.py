@@ -5,9 +5,9 @@ from micro_spec import lab, refused, write_spec
 
 import rlhf_lab
 from rlhf_lab.contracts import stage_and_copy
-from rlhf_lab.plan import plan_sweep
+from rlhf_lab.declaration.sweep import load_sweep
 from rlhf_lab.registry import discover
-from rlhf_lab.spec import load_sweep
+from rlhf_lab.running.plan import plan_sweep
 
 SPEC = """\
 experiment: tiny

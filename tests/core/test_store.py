@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from rlhf_lab.store import (
+from rlhf_lab.store.files import (
     COMMIT,
     canonical,
     commit,

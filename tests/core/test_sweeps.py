@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from micro_spec import lab, plan_of, refused, write_spec
 
+from rlhf_lab.declaration.overrides import parse_override
+from rlhf_lab.declaration.sweep import load_sweep
 from rlhf_lab.errors import SpecError
-from rlhf_lab.overrides import parse_override
-from rlhf_lab.plan import plan_sweep
 from rlhf_lab.registry import discover
-from rlhf_lab.spec import load_sweep
+from rlhf_lab.running.plan import plan_sweep
 
 BASE = """\
 experiment: kl

@@ -27,11 +27,11 @@ from rlhf_lab import errors
 from rlhf_lab.cli import COMMANDS
 from rlhf_lab.cli.conventions import VARIABLES
 from rlhf_lab.cli.look import clock, status_table, time_left
-from rlhf_lab.export import csv_text, guarded
-from rlhf_lab.leases import this_process
-from rlhf_lab.reproduce import compared, first_different_row, largest_gap
-from rlhf_lab.results import RunView, run_view, tail
-from rlhf_lab.store import commit, read_json
+from rlhf_lab.results.export import csv_text, guarded
+from rlhf_lab.results.folder import RunView, run_view, tail
+from rlhf_lab.results.reproduce import compared, first_different_row, largest_gap
+from rlhf_lab.store.files import commit, read_json
+from rlhf_lab.store.leases import this_process
 
 TROUBLES = PLUGINS / "troubles.py"
 EVIL = "\x1b[2J\x1b]0;owned\x07red\x9b31m \u202edesrever\r"

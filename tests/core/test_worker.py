@@ -8,12 +8,12 @@ import sys
 import pytest
 from micro_spec import PLUGINS, plan_of, write_spec
 
-from rlhf_lab.overrides import parse_override
-from rlhf_lab.plan import plan_sweep
+from rlhf_lab.declaration.overrides import parse_override
+from rlhf_lab.declaration.sweep import load_sweep
 from rlhf_lab.registry import discover
-from rlhf_lab.runner import prepare
-from rlhf_lab.spec import load_sweep
-from rlhf_lab.store import is_committed, read_json
+from rlhf_lab.running.plan import plan_sweep
+from rlhf_lab.running.runner import prepare
+from rlhf_lab.store.files import is_committed, read_json
 from rlhf_lab.worker import execute, log_level, output_to, reporter
 
 

@@ -12,8 +12,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from rlhf_lab.declaration.yaml_lines import load, loads, parse_value, spec_error, suggest
 from rlhf_lab.errors import SpecError
-from rlhf_lab.yaml_lines import load, loads, parse_value, spec_error, suggest
 
 SPEC = dedent("""\
     # an experiment

@@ -11,9 +11,10 @@ import tiny_world
 import torch
 from safetensors.torch import save_file
 
-from rlhf_lab import loop, processes, update
-from rlhf_lab.actors import open_actors
-from rlhf_lab.kl import sequence_kl
+from rlhf_lab import processes
+from rlhf_lab.rl import loop, update
+from rlhf_lab.rl.actors import open_actors
+from rlhf_lab.rl.kl import sequence_kl
 
 RL = {
     "reward": "words",

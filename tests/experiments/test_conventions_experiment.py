@@ -6,9 +6,9 @@ import pandas as pd
 import pytest
 from rlhf_lab_experiments.conventions import spread
 
+from rlhf_lab.declaration.sweep import load_sweep
 from rlhf_lab.errors import DataError
 from rlhf_lab.registry import discover
-from rlhf_lab.spec import load_sweep
 
 SPEC = Path(spread.__file__).parent / "spec.yaml"
 

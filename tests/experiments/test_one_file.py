@@ -13,7 +13,7 @@ from rlhf_lab_experiments.one_file import compare, rlhf
 import rlhf_lab
 from rlhf_lab.cli import main
 from rlhf_lab.errors import DataError, SpecError
-from rlhf_lab.records import load
+from rlhf_lab.results.tables import load
 
 HERE = Path(rlhf.__file__).parent
 # Names of the same setting in the spec and in the file. Short enough for seconds, long enough for every branch: two epochs of

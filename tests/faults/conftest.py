@@ -11,7 +11,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 from forked import Nursery
 
-from rlhf_lab import faults
+from rlhf_lab.store import faults
 
 
 @pytest.fixture(scope="session")

@@ -147,7 +147,8 @@ def live(request: dict, streams: list[int]) -> int:
     """What the new process does: `python -m MODULE ARGUMENTS` in its own environment."""
     import torch
 
-    from rlhf_lab import cli, faults, worker
+    from rlhf_lab import cli, worker
+    from rlhf_lab.store import faults
 
     os.setsid()
     for number, stream in enumerate(streams):
@@ -173,12 +174,12 @@ def import_everything() -> None:
     from accelerate import Accelerator
     from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast  # noqa: F401
 
+    import rlhf_lab.cli.progress
     import rlhf_lab.cli.run
-    import rlhf_lab.progress
-    import rlhf_lab.runner
+    import rlhf_lab.running.runner
     import rlhf_lab.worker  # noqa: F401
-    from rlhf_lab.conditions import code_of_the_core
     from rlhf_lab.registry import discover
+    from rlhf_lab.store.conditions import code_of_the_core
 
     code_of_the_core()  # of the code that the forks run, whatever is edited meanwhile
     for registration in discover([], {"RLHF_LAB_LOAD_PLUGINS": ""}).registrations():

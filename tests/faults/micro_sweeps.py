@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from rlhf_lab.store import is_committed, read_json, verify
+from rlhf_lab.store.files import is_committed, read_json, verify
 
 SPEC = """\
 experiment: small

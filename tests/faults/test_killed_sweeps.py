@@ -11,8 +11,8 @@ import pytest
 from micro_sweeps import SPEC, assert_same, results_of, run_of, spec_in, statuses
 
 import rlhf_lab
-from rlhf_lab.faults import POINTS
-from rlhf_lab.store import COMMIT, is_committed, read_json
+from rlhf_lab.store.faults import POINTS
+from rlhf_lab.store.files import COMMIT, is_committed, read_json
 
 
 @pytest.fixture(scope="module")

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 import rlhf_lab
-from rlhf_lab import faults
-from rlhf_lab.checkpoint import Checkpoint, cut_tables, keep_only_resumable, newest_checkpoint, write_checkpoint
 from rlhf_lab.errors import SpecError
-from rlhf_lab.faults import POINTS, armed_by
-from rlhf_lab.records import read_rows
-from rlhf_lab.store import append_line, commit, compute_once, is_committed, trouble, verify, write_atomically
+from rlhf_lab.results.tables import read_rows
+from rlhf_lab.store import faults
+from rlhf_lab.store.checkpoint import Checkpoint, cut_tables, keep_only_resumable, newest_checkpoint, write_checkpoint
+from rlhf_lab.store.faults import POINTS, armed_by
+from rlhf_lab.store.files import append_line, commit, compute_once, is_committed, trouble, verify, write_atomically
 
 WRITE = [point for point in POINTS if point.startswith("write.")]
 BEFORE_THE_RENAME = {"write.open", "write.data", "write.fsync", "write.rename"}

@@ -5,11 +5,11 @@ import re
 import pytest
 from micro_spec import write_spec
 
-from rlhf_lab.plan import plan_sweep
-from rlhf_lab.records import compact
+from rlhf_lab.declaration.sweep import load_sweep
 from rlhf_lab.registry import discover
-from rlhf_lab.runner import prepare
-from rlhf_lab.spec import load_sweep
+from rlhf_lab.results.tables import compact
+from rlhf_lab.running.plan import plan_sweep
+from rlhf_lab.running.runner import prepare
 
 LABELS = {
     "up": "../../x",

@@ -8,10 +8,10 @@ import time
 
 import pytest
 
-from rlhf_lab import leases
 from rlhf_lab.errors import Interrupted, LeaseLost
-from rlhf_lab.leases import Owner, holder, lease, place, process_start, this_machine, this_process
-from rlhf_lab.store import compute_once, is_committed
+from rlhf_lab.store import leases
+from rlhf_lab.store.files import compute_once, is_committed
+from rlhf_lab.store.leases import Owner, holder, lease, place, process_start, this_machine, this_process
 
 
 def fork(action):

@@ -15,7 +15,7 @@ from micro_sweeps import SPEC, results_of, run_of, spec_in
 
 import rlhf_lab
 from rlhf_lab.errors import DataError
-from rlhf_lab.records import compact
+from rlhf_lab.results.tables import compact
 
 SCHEMA_1 = Path(__file__).parents[1] / "data" / "schema_1"
 

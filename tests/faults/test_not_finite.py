@@ -13,9 +13,9 @@ import torch
 import rlhf_lab
 from rlhf_lab.contracts import Component, Loss, hookimpl, param
 from rlhf_lab.errors import NumericsError, RewardError
-from rlhf_lab.not_finite import kept
-from rlhf_lab.records import compact, load
-from rlhf_lab.store import commit, write_json
+from rlhf_lab.results.tables import compact, load
+from rlhf_lab.rl.not_finite import kept
+from rlhf_lab.store.files import commit, write_json
 
 RL = {"steps": 4, "batch_size": 4, "response_length": 3, "reward": "words", "evaluation": {"every": 9, "prompts": 2}}
 RL |= {"critic": "none", "advantage": "monte_carlo", "objective": ["ppo_clip"], "kl": {"name": "adaptive", "target": 1.0}}
@@ -140,7 +140,7 @@ def test_fault_13_the_table_of_runs_says_how_many_updates_were_left_out(tmp_path
 # Clocks
 
 ASKS_THE_CLOCK = {"time.time", "datetime.now", "datetime.datetime.now", "datetime.utcnow", "time.time_ns", "uuid.uuid1"}
-FOR_DISPLAY = {"leases", "garbage", "look", "results", "status"}
+FOR_DISPLAY = {"leases", "garbage", "look", "folder", "status"}
 
 
 def test_fault_22_nothing_is_named_by_the_time():

@@ -6,11 +6,11 @@ import pytest
 import tiny_world
 import torch
 
-from rlhf_lab import conditions
-from rlhf_lab.cadence import Cadence, cadence
-from rlhf_lab.checkpoint import Checkpoint, newest_complete, write_checkpoint
 from rlhf_lab.errors import Interrupted, ResumeRefused
-from rlhf_lab.store import read_json
+from rlhf_lab.store import conditions
+from rlhf_lab.store.cadence import Cadence, cadence
+from rlhf_lab.store.checkpoint import Checkpoint, newest_complete, write_checkpoint
+from rlhf_lab.store.files import read_json
 
 RL = {"steps": 3, "batch_size": 4, "response_length": 3, "reward": "words", "evaluation": {"every": 9, "prompts": 2}}
 RL |= {"critic": "none", "advantage": "monte_carlo", "objective": ["ppo_clip"]}
@@ -93,7 +93,7 @@ def test_a_stage_goes_on_with_the_threads_that_it_began_with():
 
 
 def test_fault_20_a_checkpoint_of_a_newer_version_is_refused_and_left_alone(stopped, world, monkeypatch):
-    from rlhf_lab import checkpoint
+    from rlhf_lab.store import checkpoint
 
     monkeypatch.setattr(checkpoint, "SCHEMA", 0)  # this one is then older than what it finds
     with pytest.raises(

@@ -15,9 +15,9 @@ pytest.importorskip("trl", reason="TRL is not installed; `make interop` makes an
 import torch
 from foreign import definitions, method
 
-from rlhf_lab import aggregation, masked
 from rlhf_lab.contracts import AdvantageInputs, Minibatch, PolicyOutput
-from rlhf_lab.kl import ESTIMATORS
+from rlhf_lab.rl import aggregation, masked
+from rlhf_lab.rl.kl import ESTIMATORS
 from rlhf_lab_plugins.advantage.dr_grpo import DrGRPO
 from rlhf_lab_plugins.advantage.gae import GAE, gae
 from rlhf_lab_plugins.advantage.grpo import GRPO

@@ -17,12 +17,12 @@ pytest.importorskip("trl", reason="TRL is not installed; `make interop` makes an
 import tiny_world
 import torch
 
-from rlhf_lab import update
-from rlhf_lab.actors import open_actors
 from rlhf_lab.contracts import AdvantageInputs, Rollout
-from rlhf_lab.kl import per_token, sequence_kl
-from rlhf_lab.rewards import token_rewards
-from rlhf_lab.update import Batch
+from rlhf_lab.rl import update
+from rlhf_lab.rl.actors import open_actors
+from rlhf_lab.rl.kl import per_token, sequence_kl
+from rlhf_lab.rl.rewards import token_rewards
+from rlhf_lab.rl.update import Batch
 
 pytestmark = [pytest.mark.interop, pytest.mark.filterwarnings("default")]
 

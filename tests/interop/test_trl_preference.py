@@ -14,11 +14,11 @@ pytest.importorskip("trl", reason="TRL is not installed; `make interop` makes an
 import tiny_world
 import torch
 
-from rlhf_lab import update
-from rlhf_lab.actors import open_actors
 from rlhf_lab.contracts import AdvantageInputs, Ranking, Rollout
 from rlhf_lab.lm.files import load_causal_lm
-from rlhf_lab.update import Batch
+from rlhf_lab.rl import update
+from rlhf_lab.rl.actors import open_actors
+from rlhf_lab.rl.update import Batch
 
 pytestmark = [pytest.mark.interop, pytest.mark.filterwarnings("default")]
 

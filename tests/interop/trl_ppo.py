@@ -17,9 +17,9 @@ import tiny_world
 import torch
 from torch import Tensor, nn
 
-from rlhf_lab import loop, update
 from rlhf_lab.contracts import Rollout
 from rlhf_lab.lm.scalar import load_scalar_model
+from rlhf_lab.rl import loop, update
 from rlhf_lab.streams import stream
 from rlhf_lab_plugins.policy.causal_lm import FullPolicy
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from rlhf_lab.store import read_json
+from rlhf_lab.store.files import read_json
 
 
 def wait_for(condition, seconds=60.0):

@@ -10,7 +10,7 @@ from clusters import pid_of, wait_for
 from micro_spec import write_spec
 
 import rlhf_lab
-from rlhf_lab.store import COMMIT, read_json
+from rlhf_lab.store.files import COMMIT, read_json
 
 
 def start(path, out, launcher, trace):
@@ -31,7 +31,7 @@ def finished(process):
 
 
 def passes(trace, point):
-    """How often each stage passed a point of its work (rlhf_lab/faults.py), in all processes together."""
+    """How often each stage passed a point of its work (rlhf_lab/store/faults.py), in all processes together."""
     found = Counter()
     for line in trace.read_text().splitlines():
         _, passed, name = line.split(" ", 2)

@@ -36,10 +36,7 @@ from mutants import MUTANTS, Mutant  # noqa: E402
 def copied(folder: Path) -> Path:
     """The project in a folder from which its modules are imported under their installed names."""
     for part in PARTS:
-        shutil.copytree(
-            ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__", "results", "data", ".hypothesis")
-        )
-    shutil.copytree(ROOT / "tests" / "data", folder / "tests" / "data")
+        shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__", ".hypothesis"))
     for file in ("pyproject.toml", "README.md", "Makefile"):
         shutil.copy(ROOT / file, folder)
     for name, part in NAMES.items():

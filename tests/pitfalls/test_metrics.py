@@ -7,12 +7,12 @@ import pytest
 import torch
 from tiny_world import VOCABULARY
 
-from rlhf_lab import loop
-from rlhf_lab.actors import open_actors
-from rlhf_lab.kl import full
 from rlhf_lab.lm.logprobs import entropy
+from rlhf_lab.rl import loop
+from rlhf_lab.rl.actors import open_actors
+from rlhf_lab.rl.kl import full
+from rlhf_lab.rl.update import Batch, optimizer_step
 from rlhf_lab.testing.world import padded
-from rlhf_lab.update import Batch, optimizer_step
 
 SMALL = {
     "reward": "words",

@@ -7,10 +7,10 @@ import tiny_world
 import torch
 from tiny_world import EOS, encoder, next_laws, plain_scalars, tokens_of
 
-from rlhf_lab.actors import open_actors
 from rlhf_lab.contracts import Ranking
 from rlhf_lab.lm.logprobs import gather_logprobs
 from rlhf_lab.lm.scalar import load_scalar_model
+from rlhf_lab.rl.actors import open_actors
 from rlhf_lab_plugins.policy.causal_lm import CausalLM, FullPolicy
 from rlhf_lab_plugins.stage.reward_model import score_rankings
 

@@ -9,12 +9,12 @@ from pydantic import ValidationError
 from tiny_world import component, context
 
 import rlhf_lab
-from rlhf_lab import exact
 from rlhf_lab.cli import main
 from rlhf_lab.errors import DataError, ModelError
 from rlhf_lab.frontier import estimated_frontier
 from rlhf_lab.lm.files import load_causal_lm
 from rlhf_lab.lm.logprobs import response_logprobs
+from rlhf_lab.proof import exact
 from rlhf_lab.streams import stream
 from rlhf_lab_plugins.data.enumerable import Enumerable
 from rlhf_lab_plugins.model.tabular import Tabular, load_table

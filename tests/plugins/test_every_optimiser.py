@@ -9,8 +9,8 @@ import tiny_world
 from enumerated_world import DATA, TINY, known
 from tiny_world import registry
 
+from rlhf_lab.declaration.overrides import expand_dotted, merge
 from rlhf_lab.lm.files import load_causal_lm
-from rlhf_lab.overrides import expand_dotted, merge
 from rlhf_lab_plugins.model.tabular import load_table
 
 

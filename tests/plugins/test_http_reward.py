@@ -22,9 +22,9 @@ from hostile_server import (
 )
 from pydantic import ValidationError
 
-from rlhf_lab.checkpoint import keep_only_resumable
 from rlhf_lab.errors import RewardError
-from rlhf_lab.journal import PREFIX
+from rlhf_lab.store.checkpoint import keep_only_resumable
+from rlhf_lab.store.journal import PREFIX
 from rlhf_lab_plugins.reward.http import HTTP
 
 TEXTS = ("one", "three", "eleven", "one")

@@ -8,12 +8,13 @@ from enumerated_world import DATA, RL, known
 from pydantic import ValidationError
 from tiny_world import component
 
-from rlhf_lab import exact, update
-from rlhf_lab.actors import open_actors
 from rlhf_lab.contracts import AdvantageInputs
-from rlhf_lab.kl import sequence_kl
+from rlhf_lab.proof import exact
+from rlhf_lab.rl import update
+from rlhf_lab.rl.actors import open_actors
+from rlhf_lab.rl.kl import sequence_kl
+from rlhf_lab.rl.update import Batch
 from rlhf_lab.streams import stream
-from rlhf_lab.update import Batch
 from rlhf_lab_plugins.model.tabular import load_table
 
 ONLINE = {

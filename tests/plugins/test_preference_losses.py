@@ -7,9 +7,9 @@ import pytest
 import torch
 from tiny_world import component
 
-from rlhf_lab import exact
 from rlhf_lab.contracts import Preferences, Ranking
 from rlhf_lab.errors import DataError
+from rlhf_lab.proof import exact
 from rlhf_lab_plugins.preference_loss.kto import KTO
 from rlhf_lab_plugins.preference_loss.orpo import log_odds
 from rlhf_lab_plugins.preference_loss.pairs import untied_pairs

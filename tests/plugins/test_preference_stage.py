@@ -11,13 +11,13 @@ from enumerated_world import DATA, known
 from safetensors.torch import load_file
 from tiny_world import EOS, TinyData, ids_of, plain_logprobs, registry
 
-from rlhf_lab import exact
-from rlhf_lab.checkpoint import keep_only_resumable, remove_checkpoints
 from rlhf_lab.contracts import Ranking
+from rlhf_lab.declaration.overrides import expand_dotted, merge
+from rlhf_lab.declaration.sweep import load_sweep
 from rlhf_lab.errors import DataError, Interrupted
 from rlhf_lab.lm.files import load_causal_lm
-from rlhf_lab.overrides import expand_dotted, merge
-from rlhf_lab.spec import load_sweep
+from rlhf_lab.proof import exact
+from rlhf_lab.store.checkpoint import keep_only_resumable, remove_checkpoints
 from rlhf_lab.streams import stream
 from rlhf_lab_plugins.model.tabular import load_table
 from rlhf_lab_plugins.stage.comparisons import write_rankings

@@ -328,7 +328,7 @@ def test_remax_by_hand():
 
 def test_remax_is_unbiased_and_quieter_than_reinforce():
     """All responses of two enumerated worlds: E[g] is the exact gradient; less variance where scores are mostly level."""
-    from rlhf_lab import estimators as es
+    from rlhf_lab.proof import estimators as es
 
     for world in es.example_worlds().values():
         level = dataclasses.replace(world, rewards_N=world.rewards_N + 5.0)

@@ -3,8 +3,8 @@
 import pytest
 from tiny_world import registry
 
-from rlhf_lab.overrides import expand_dotted, merge
-from rlhf_lab.spec import load_sweep
+from rlhf_lab.declaration.overrides import expand_dotted, merge
+from rlhf_lab.declaration.sweep import load_sweep
 
 BUILTIN = [r.component for r in registry().registrations() if r.kind == "preset"]
 NAMES = [preset.name for preset in BUILTIN]

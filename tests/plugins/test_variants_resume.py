@@ -3,8 +3,8 @@
 import pytest
 import tiny_world
 
-from rlhf_lab.checkpoint import keep_only_resumable, remove_checkpoints
 from rlhf_lab.errors import Interrupted
+from rlhf_lab.store.checkpoint import keep_only_resumable, remove_checkpoints
 
 SCALED = {"name": "weighted_sum", "sources": ["words", {"name": "scaled", "source": "length"}], "weights": [1.0, 0.3]}
 CRITIC_FREE = {"critic": "none", "objective": ["policy_gradient"]}

@@ -9,14 +9,14 @@ import pytest
 from hostile_server import serving
 from micro_spec import PLUGINS, lab, lab_process, refused, write_spec
 
-from rlhf_lab.consent import CODE, HOST, PATH, checked, from_environment, is_given, outside, typed_paths
 from rlhf_lab.contracts import Component
+from rlhf_lab.declaration.consent import CODE, HOST, PATH, checked, from_environment, is_given, outside, typed_paths
+from rlhf_lab.declaration.sweep import load_sweep
 from rlhf_lab.errors import SpecError
-from rlhf_lab.plan import plan_sweep
-from rlhf_lab.pool import WORKER
 from rlhf_lab.registry import discover
-from rlhf_lab.runner import prepare
-from rlhf_lab.spec import load_sweep
+from rlhf_lab.running.plan import plan_sweep
+from rlhf_lab.running.pool import WORKER
+from rlhf_lab.running.runner import prepare
 from rlhf_lab.worker import execute
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

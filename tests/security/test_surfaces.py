@@ -40,7 +40,7 @@ def keywords(node):
         "{_target_: os.system, command: id}",
         "{name: os.system}",
         "os.system",
-        "{name: 'rlhf_lab.store:write_atomically'}",
+        "{name: 'rlhf_lab.store.files:write_atomically'}",
         "!!python/object/apply:os.system [touch ran]",
         "!!python/name:os.system",
         "!include /etc/passwd",

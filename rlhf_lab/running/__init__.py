@@ -1,0 +1,1 @@
+"""From validated runs to finished ones: the plan, the driver, its workers and their limits."""
