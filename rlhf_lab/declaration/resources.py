@@ -38,7 +38,11 @@ class Resources(BaseModel):
     threads: int | None = Field(None, ge=1, description="threads per process; default: cores divided by workers")
     processes: int = Field(1, ge=1, description="processes that share the work of one run (accelerate)")
     gpus: float | None = Field(None, ge=0, description="GPUs per run, less than 1 shares one; default: one per process")
-    accelerate: Path | None = Field(None, description="a configuration of accelerate, passed on as it is: FSDP, DeepSpeed")
+    accelerate: Path | None = Field(
+        None,
+        description="a configuration of accelerate (machines, FSDP, DeepSpeed), given to its launcher as it is; "
+        "models are replicated in each process, not sharded",
+    )
     checkpoint_every: Annotated[float | str | dict[str, float], AfterValidator(readable)] = Field(
         300.0, description="seconds between checkpoints inside a stage, or {steps: 5}"
     )

@@ -14,6 +14,8 @@ from safetensors.torch import load_file
 
 import rlhf_lab
 from rlhf_lab import processes
+from rlhf_lab.declaration.resources import Resources
+from rlhf_lab.running.pool import worker_command
 from rlhf_lab.store.files import read_json
 
 
@@ -64,6 +66,38 @@ def test_the_tables_of_two_processes_are_those_of_one(tmp_path):
     (status,) = (tmp_path / "2").rglob("status.json")
     (stage,) = [read_json(file) for file in (tmp_path / "2").rglob("stage.json") if read_json(file)["kind"] == "rl"]
     assert read_json(status)["status"] == "done" and stage["conditions"][0]["processes"] == 2
+
+
+FSDP = """
+compute_environment: LOCAL_MACHINE
+distributed_type: FSDP
+use_cpu: true
+num_machines: 1
+machine_rank: 0
+mixed_precision: 'no'
+fsdp_config:
+  fsdp_version: 2
+  fsdp_reshard_after_forward: false
+  fsdp_state_dict_type: FULL_STATE_DICT
+  fsdp_activation_checkpointing: true
+"""
+
+
+def test_a_configuration_of_accelerate_arrives_as_it_was_written(tmp_path):
+    """What accelerate itself reads in each process that its launcher starts, values that are not its defaults."""
+    config, probe = tmp_path / "fsdp.yaml", tmp_path / "probe.py"
+    config.write_text(FSDP)
+    probe.write_text(
+        "import json\nfrom accelerate import PartialState\nfrom accelerate.utils import FullyShardedDataParallelPlugin\n"
+        "plugin, state = FullyShardedDataParallelPlugin(), PartialState(cpu=True)\n"
+        "print(json.dumps([state.num_processes, plugin.fsdp_version, plugin.reshard_after_forward, "
+        "str(plugin.state_dict_type), plugin.activation_checkpointing]))\n"
+    )
+    command = [*worker_command(Resources(processes=2, accelerate=config))[:-2], str(probe)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    said = [json.loads(line) for line in done.stdout.splitlines()]
+    assert said == [[2, 2, False, "StateDictType.FULL_STATE_DICT", True]] * 2
 
 
 def test_alone_nothing_is_shared():
