@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -73,6 +74,7 @@ def of_split(parts: dict[str, Any], split: str) -> Any:
     return parts[split]
 
 
+@lru_cache(maxsize=4)  # a second's work, which each stage of each run would do again
 def build_world(params: Micro) -> MicroWorld:
     """The world of these parameters; the same on every machine, whatever the seed of the run."""
     splitting, writing, noising, reading = np.random.default_rng(params.seed).spawn(4)
