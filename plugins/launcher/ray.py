@@ -16,7 +16,8 @@ class Ray(Component):
     """Each run is a task of Ray core, with the CPUs and GPUs that it needs; a run whose node is lost is started elsewhere.
 
     The folder of results must be on a file system that all nodes share. Without an address a cluster of this machine alone is
-    started, and ended with the sweep. Ray is told to retry nothing: what is tried again, and how often, the spec says.
+    started, and ended with the sweep. Ray is told to retry nothing: what is tried again, and how often, the spec says. If the
+    command itself is killed, Ray kills its runs; given again, it goes on from their last checkpoints.
     """
 
     kind, name = "launcher", "ray"

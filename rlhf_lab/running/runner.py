@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -137,6 +138,7 @@ def run_sweep(
     todo = [task_of(results, run) for run in plan.runs if run.run_id in wanted - set(reused)]
     n_runs = len(plan.runs) if todo else 0  # also where few are left: with more threads each, their numbers would be others
     with (
+        contextlib.redirect_stdout(sys.stderr),  # a cluster's library says what it likes; standard output is for the answer
         disk_trouble_said(results),
         fleet_for(resources, n_runs) as fleet,
         Claims() as claims,

@@ -40,6 +40,7 @@ class Local:
 
     launcher = "local"
     lost = "KILL"
+    steps_lost_with_the_driver = 0
 
     def __enter__(self):
         return self
@@ -58,6 +59,7 @@ class Slurm:
         self.launcher = {"name": "slurm", "poll": 0.5, "minutes": 30}
 
     lost = "SLURM job"
+    steps_lost_with_the_driver = 0
 
     def __enter__(self):
         return self
@@ -84,6 +86,7 @@ class Ray:
     """A Ray cluster of a head without CPUs and nodes of one CPU each. A run is lost when its node is."""
 
     lost = "Ray: "
+    steps_lost_with_the_driver = 1
 
     def __enter__(self):
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
