@@ -15,6 +15,7 @@ from rlhf_lab_analysis import curves as curves_module
 from rlhf_lab_analysis import reward_vs_kl as frontier_module
 from rlhf_lab_analysis import style
 from rlhf_lab_analysis.curves import curves
+from rlhf_lab_analysis.matched_kl import dots
 from rlhf_lab_analysis.reward_vs_kl import reward_vs_kl
 
 ANALYSIS = Path(frontier_module.__file__).parent
@@ -125,7 +126,7 @@ def test_groups_differ_in_more_than_colour(n):
     assert all((a.linestyle, a.marker) != (b.linestyle, b.marker) for a, b in itertools.combinations(chosen, 2))
 
 
-@pytest.mark.parametrize("make", [reward_vs_kl, curves, lambda frame: reward_vs_kl(frame, width=3.3)])
+@pytest.mark.parametrize("make", [reward_vs_kl, curves, dots, lambda frame: reward_vs_kl(frame, width=3.3)])
 @pytest.mark.parametrize("name", ["sweep", "eight_arms", "one_run", "without_gold"])
 def test_nothing_overlaps_and_nothing_is_cut_off(request, make, name):
     figure = make(request.getfixturevalue(name))

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rlhf_lab_analysis.matched_kl import at_kl, first_crossing
+from rlhf_lab_analysis.matched_kl import at_kl, dots, first_crossing
 
 
 def run(seed, kl, proxy, arm="a"):
@@ -43,3 +43,14 @@ def test_the_mean_is_over_the_seeds_that_reached_it():
     half_width = 12.7062 * np.sqrt(2) / np.sqrt(2)  # t_{0.975, 1} · s / √n with s = √2
     assert row["proxy at 2 nats_half_width"] == pytest.approx(half_width, rel=1e-4)
     assert "gold at 2 nats" not in row
+
+
+def test_the_figure_has_the_table_in_it():
+    """Two arms and two KLs of which one arm reaches one only: three points, where the table says."""
+    frame = pd.concat([run(0, [0, 4], [0.0, 4.0]), run(1, [0, 4], [0.0, 8.0]), run(0, [0, 2], [0.0, 6.0], arm="b")])
+    figure = dots(frame, [1.0, 3.0])
+    (panel,) = figure.axes
+    assert [label.get_text() for label in panel.get_yticklabels()] == ["a", "b"]
+    points = [np.asarray(container.lines[0].get_xdata(), dtype=float) for container in panel.containers]
+    np.testing.assert_allclose(points, [[1.5, 3.0], [4.5, np.nan]])
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["1 nats", "3 nats"]
