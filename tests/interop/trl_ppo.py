@@ -257,9 +257,9 @@ def run_ours(open_stage: Any, world: Path, trl: Record, monkeypatch: Any, *, sto
         record.logs.append(metrics)
         return metrics
 
-    def minibatch(*args):
+    def minibatch(*args, **named):
         record.minibatches.append({})
-        row = step(*args)
+        row = step(*args, **named)
         value_loss = next(value for name, value in row.items() if name.startswith("loss_value"))
         record.minibatches[-1] |= {"pg_loss": row["loss_ppo_clip"], "vf_loss": value_loss}
         return row
