@@ -82,18 +82,15 @@ def _numeric(rows: pd.DataFrame) -> list[str]:
 def _draw_panel(panel: Axes, rows: pd.DataFrame, column: str, parts: list[pd.DataFrame], chosen: list[Style]) -> None:
     split = "validation" if has_values(rows[rows["split"] == "validation"], column) else "train"
     for part, look in zip(parts, chosen, strict=True):
-        _draw_group(panel, part[part["split"] == split], column, look)
+        _draw_group(panel, part[part["split"] == split], column, look, len(parts))
     name, unit = NAMES.get(column, (column, ""))
     panel.set(title=name if split == "validation" else f"{name} (training)", ylabel=unit)
 
 
-def _draw_group(panel: Axes, rows: pd.DataFrame, column: str, look: Style) -> None:
-    runs = [run for _, run in rows.groupby("run_id", sort=False)]
-    for run in runs if len(runs) > 1 else []:
-        style.draw_seed(panel, run["step"], run[column], look)
+def _draw_group(panel: Axes, rows: pd.DataFrame, column: str, look: Style, n_groups: int) -> None:
+    seeds = [(run["step"], run[column]) for _, run in rows.groupby("run_id", sort=False)]
     mean = mean_by_step(rows, column)
-    style.draw_band(panel, mean.index, mean["low"], mean["high"], look)
-    style.draw_mean(panel, mean.index, mean["mean"], look)
+    style.draw_group(panel, seeds, mean.index, mean, look, n_groups)
 
 
 def _label_steps(panels: Sequence[Axes], used: int, panels_wide: int) -> None:

@@ -75,7 +75,7 @@ def _figure(frame: pd.DataFrame, cut: list[Group], rewards: list[str], x: str, u
     panels = figure.subplots(*shape, squeeze=False).flat
     for panel, (limit, reward) in zip(panels, itertools.product(ranges, rewards), strict=True):
         for group, look in zip(cut, chosen, strict=True):
-            _draw_group(panel, group.rows, x, reward, look)
+            _draw_group(panel, group.rows, x, reward, look, len(cut))
         if optimum is not None and reward == "reward_proxy":
             panel.plot(distance(optimum["kl"], x), optimum[reward], **OPTIMUM, zorder=3)
         for number, curve in best_of_n:
@@ -108,13 +108,10 @@ def distance(kl: pd.Series, x: str) -> pd.Series:
     return np.sqrt(kl) if x == "sqrt_kl" else kl
 
 
-def _draw_group(panel: Axes, rows: pd.DataFrame, x: str, reward: str, look: Style) -> None:
-    runs = [run for _, run in rows.groupby("run_id", sort=False)]
-    for run in runs if len(runs) > 1 else []:
-        style.draw_seed(panel, distance(run["kl"], x), run[reward], look)
+def _draw_group(panel: Axes, rows: pd.DataFrame, x: str, reward: str, look: Style, n_groups: int) -> None:
+    seeds = [(distance(run["kl"], x), run[reward]) for _, run in rows.groupby("run_id", sort=False)]
     where, mean = distance(mean_by_step(rows, "kl")["mean"], x), mean_by_step(rows, reward)
-    style.draw_band(panel, where, mean["low"], mean["high"], look)
-    style.draw_mean(panel, where, mean["mean"], look)
+    style.draw_group(panel, seeds, where, mean, look, n_groups)
 
 
 def _of_group(look: Style) -> Style:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -23,6 +24,7 @@ TEXT_WIDTH = 5.5  # inches: the text width of a one-column conference page
 LINESTYLES = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
 RAMP = ("#1b1464", "#8c1c13", "#00664f", "#7b4fb5", "#c8550b", "#2b8cbe", "#5aae3c", "#e0a000")  # CIE lightness 12 … 71
+MOST_BANDS = 9  # groups; of more the bands hide each other
 FONTS = {
     "font.size": 8,
     "axes.labelsize": 8,
@@ -102,6 +104,22 @@ def draw_seed(axes: Axes, x: Sequence[float], y: Sequence[float], style: Style) 
     axes.plot(x, y, color=style.color, linewidth=0.5, alpha=0.55, zorder=2)
 
 
+def draw_group(
+    axes: Axes,
+    seeds: Sequence[tuple[pd.Series, pd.Series]],
+    x: Sequence[float],
+    mean: pd.DataFrame,
+    style: Style,
+    n_groups: int,
+) -> None:
+    """The seeds of a group, each (x, y), if there are several; its band; its mean. Among too many groups its mean alone."""
+    if n_groups <= MOST_BANDS:
+        for seed in seeds if len(seeds) > 1 else []:
+            draw_seed(axes, *seed, style)
+        draw_band(axes, x, mean["low"], mean["high"], style)
+    draw_mean(axes, x, mean["mean"], style)
+
+
 def handle(style: Style, label: str) -> Line2D:
     """A legend entry."""
     return Line2D([], [], **style._asdict(), linewidth=1.5, markersize=4, label=label)
@@ -126,6 +144,9 @@ def legend_below(figure: Figure, handles: Sequence[Line2D], caption: str) -> Non
 def seeds_caption(cut: Sequence[Group]) -> tuple[str, list[str]]:
     """What the lines are, with n; and the labels, which carry n themselves where the groups differ in it."""
     sizes = [group.rows["run_id"].nunique() for group in cut]
+    if len(cut) > MOST_BANDS and max(sizes) > 1:
+        over = f"{sizes[0]} seeds" if len(set(sizes)) == 1 else f"{min(sizes)} to {max(sizes)} seeds"
+        return f"mean over {over} at equal step; too many lines for seeds and bands", [group.label for group in cut]
     if set(sizes) == {1}:
         return "n = 1 seed per line, no band", [group.label for group in cut]
     if len(set(sizes)) == 1:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.image import imread
 
@@ -60,6 +61,16 @@ def test_mean_curve_is_the_mean_at_equal_step(sweep, x, power):
 def test_training_rows_are_not_in_the_frontier(sweep):
     loud = sweep.assign(reward_proxy=sweep["reward_proxy"].where(sweep["split"] == "validation", 1e6))
     assert panels(reward_vs_kl(loud))[0].get_ylim()[1] < 10
+
+
+def test_among_too_many_groups_means_stand_alone(sweep):
+    """Ten arms of which each has the seeds of one: ten lines in a panel, no band, and the caption says so."""
+    one = sweep[(sweep["stage"] == "rl") & (sweep["arm"] == sweep["arm"].iloc[0])]
+    many = pd.concat([one.assign(arm=f"a{i}", run_id=one["run_id"] + f"a{i}") for i in range(10)])
+    for figure in (reward_vs_kl(many, hue="arm"), curves(many, hue="arm")):
+        assert {len(panel.get_lines()) for panel in panels(figure)} == {10}
+        assert not any(panel.collections for panel in panels(figure))
+        assert "too many lines" in figure.legends[0].get_title().get_text().replace("\n", " ")
 
 
 def test_negative_estimates_of_kl_are_drawn_at_zero(one_run):
