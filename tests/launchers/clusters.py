@@ -41,6 +41,7 @@ class Local:
     launcher = "local"
     lost = "KILL"
     steps_lost_with_the_driver = 0
+    pace = 0.8  # seconds for a batch, of which a run has five: longer than it takes to start one
 
     def __enter__(self):
         return self
@@ -60,6 +61,7 @@ class Slurm:
 
     lost = "SLURM job"
     steps_lost_with_the_driver = 0
+    pace = 3.0
 
     def __enter__(self):
         return self
@@ -87,6 +89,7 @@ class Ray:
 
     lost = "Ray: "
     steps_lost_with_the_driver = 1
+    pace = 1.5
 
     def __enter__(self):
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
