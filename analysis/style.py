@@ -24,7 +24,7 @@ TEXT_WIDTH = 5.5  # inches: the text width of a one-column conference page
 LINESTYLES = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
 RAMP = ("#1b1464", "#8c1c13", "#00664f", "#7b4fb5", "#c8550b", "#2b8cbe", "#5aae3c", "#e0a000")  # CIE lightness 12 … 71
-MOST_BANDS = 9  # groups; of more the bands hide each other
+MOST_BANDS = 8  # groups; of more the bands hide each other
 FONTS = {
     "font.size": 8,
     "axes.labelsize": 8,
@@ -144,18 +144,19 @@ def legend_below(figure: Figure, handles: Sequence[Line2D], caption: str) -> Non
 def seeds_caption(cut: Sequence[Group]) -> tuple[str, list[str]]:
     """What the lines are, with n; and the labels, which carry n themselves where the groups differ in it."""
     sizes = [group.rows["run_id"].nunique() for group in cut]
+    what = "seeds" if all(n == group.rows["seed"].nunique() for n, group in zip(sizes, cut, strict=True)) else "runs"
     if len(cut) > MOST_BANDS and max(sizes) > 1:
-        over = f"{sizes[0]} seeds" if len(set(sizes)) == 1 else f"{min(sizes)} to {max(sizes)} seeds"
+        over = f"{sizes[0]} {what}" if len(set(sizes)) == 1 else f"{min(sizes)} to {max(sizes)} {what}"
         return f"mean over {over} at equal step; too many lines for seeds and bands", [group.label for group in cut]
     if set(sizes) == {1}:
         return "n = 1 seed per line, no band", [group.label for group in cut]
     if len(set(sizes)) == 1:
-        return _caption(f"n = {sizes[0]} seeds"), [group.label for group in cut]
-    return _caption("n seeds"), [f"{group.label} (n = {size})" for group, size in zip(cut, sizes, strict=True)]
+        return _caption(what, f"n = {sizes[0]} {what}"), [group.label for group in cut]
+    return _caption(what, f"n {what}"), [f"{group.label} (n = {size})" for group, size in zip(cut, sizes, strict=True)]
 
 
-def _caption(over: str) -> str:
-    return f"thin: one seed; thick: mean over {over} at equal step; band: 95 % t-interval"
+def _caption(what: str, over: str) -> str:
+    return f"thin: one {what.removesuffix('s')}; thick: mean over {over} at equal step; band: 95 % t-interval"
 
 
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:
