@@ -84,10 +84,13 @@ def _text(value: Hashable) -> str:
 
 
 def label(columns: Sequence[str], key: Sequence[Hashable]) -> str:
-    """`beta = 0.02, lr = 1e-05`; an arm is its bare name."""
+    """`beta = 0.02, lr = 1e-05`; an arm is its bare name. A column without a value here, as where `when` leaves an axis out,
+    is not mentioned, unless there is nothing else to say.
+    """
     short = short_names(columns)
-    named = zip(columns, key, strict=True)
-    return ", ".join(_text(value) if column == "arm" else f"{short[column]} = {_text(value)}" for column, value in named)
+    named = [(column, value) for column, value in zip(columns, key, strict=True) if not pd.isna(value)]
+    said = [_text(value) if column == "arm" else f"{short[column]} = {_text(value)}" for column, value in named]
+    return ", ".join(said) or f"no {', '.join(short[column] for column in columns)}"
 
 
 def in_order(values: pd.Series) -> list[Hashable]:

@@ -167,7 +167,7 @@ def text(frame: pd.DataFrame, runs: pd.DataFrame | None = None) -> str:
     """The short report: summary, paired differences where there are several arms, and fits, as Markdown."""
     several = select(frame)["arm"].nunique() > 1
     parts = [("Summary (mean ± half-width of the 95 % t-interval over seeds)", summary(frame, runs))]
-    if several:
+    if several and len(paired(frame)):  # nothing is paired where each arm has axes of its own
         parts.append(
             (
                 "Final differences to the first arm, paired by seed",

@@ -1,4 +1,4 @@
-"""`plot frontier` and `plot curves`."""
+"""`plot frontier`, `plot endpoints`, `plot curves`."""
 
 from __future__ import annotations
 
@@ -42,4 +42,5 @@ UNIT = click.option("--unit", default="score", show_default=True, help="Unit of 
 figure_command(
     "frontier", "rlhf_lab_analysis.reward_vs_kl", "Proxy and gold reward against KL, with best-of-n from SFT.", X, UNIT
 )
+figure_command("endpoints", "rlhf_lab_analysis.endpoints", "Where each run ended: proxy and gold against KL.", X, UNIT)
 figure_command("curves", "rlhf_lab_analysis.curves", "KL, rewards, entropy, length and β over the steps.")

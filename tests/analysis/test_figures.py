@@ -16,6 +16,7 @@ from rlhf_lab_analysis import curves as curves_module
 from rlhf_lab_analysis import reward_vs_kl as frontier_module
 from rlhf_lab_analysis import style
 from rlhf_lab_analysis.curves import curves
+from rlhf_lab_analysis.endpoints import endpoints
 from rlhf_lab_analysis.matched_kl import dots
 from rlhf_lab_analysis.reward_vs_kl import reward_vs_kl
 
@@ -102,6 +103,19 @@ def test_no_gold_no_gold_panel(without_gold):
         reward_vs_kl(without_gold.assign(reward_proxy=np.nan))
 
 
+def test_endpoints_are_the_last_rows_of_the_runs(sweep):
+    """Each run once, at √KL and reward of its last step on validation prompts; those beyond `near` not in the second row."""
+    rows = sweep[(sweep["stage"] == "rl") & (sweep["split"] == "validation")].sort_values("step")
+    last = rows.groupby("run_id").last()
+    near = float(last["kl"].sort_values().iloc[:-1].max())
+    for close, found in enumerate(np.array_split(panels(endpoints(sweep, near=near)), 2)):
+        wanted = last[last["kl"] <= near] if close else last
+        for panel, reward in zip(found, ("reward_proxy", "reward_gold"), strict=True):
+            points = np.concatenate([collection.get_offsets() for collection in panel.collections])
+            expected = np.column_stack([np.sqrt(wanted["kl"]), wanted[reward]])
+            np.testing.assert_allclose(sorted(map(tuple, points)), sorted(map(tuple, expected)))
+
+
 def test_curves_have_a_panel_per_column_with_units(sweep):
     figure = curves(sweep)
     assert [(axes.get_title(), axes.get_ylabel()) for axes in panels(figure)] == [
@@ -137,7 +151,7 @@ def test_groups_differ_in_more_than_colour(n):
     assert all((a.linestyle, a.marker) != (b.linestyle, b.marker) for a, b in itertools.combinations(chosen, 2))
 
 
-@pytest.mark.parametrize("make", [reward_vs_kl, curves, dots, lambda frame: reward_vs_kl(frame, width=3.3)])
+@pytest.mark.parametrize("make", [reward_vs_kl, curves, dots, endpoints, lambda frame: reward_vs_kl(frame, width=3.3)])
 @pytest.mark.parametrize("name", ["sweep", "eight_arms", "one_run", "without_gold"])
 def test_nothing_overlaps_and_nothing_is_cut_off(request, make, name):
     figure = make(request.getfixturevalue(name))

@@ -38,7 +38,7 @@ def test_short_names_stay_apart():
 
 def test_missing_values_of_an_axis_form_a_last_group():
     frame = pd.DataFrame({"run_id": list("abc"), "arm": "x", "seed": 0, "rl.target": [float("nan"), 6.0, 3.0]})
-    assert [group.label for group in groups(frame)] == ["target = 3", "target = 6", "target = nan"]
+    assert [group.label for group in groups(frame)] == ["target = 3", "target = 6", "no target"]
 
 
 def test_rows_of_a_shared_stage_count_once(sweep):

@@ -1,0 +1,91 @@
+"""Where each run ended, on the plane of KL and reward: one point per run, as Rafailov et al. 2023 compare methods (figure 2).
+
+python analysis/endpoints.py RESULTS [--out DIR]
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from rlhf_lab.errors import DataError, LabError
+from rlhf_lab_analysis import style
+from rlhf_lab_analysis.frames import REWARDS, best_of_n_curves, groups, has_values, select
+from rlhf_lab_analysis.reward_vs_kl import X_LABELS, Y_LABELS, distance
+
+
+def endpoints(
+    frame: pd.DataFrame,
+    x: str = "sqrt_kl",
+    hue: str | Sequence[str] | None = ("arm",),
+    *,
+    stage: str = "rl",
+    unit: str = "score",
+    width: float = style.TEXT_WIDTH,
+    near: float = 10.0,
+) -> Figure:
+    """Proxy and gold at the last step of each run, on validation prompts, against √KL or KL.
+
+    Runs of a group that differ in an axis (its β) spread along the frontier that it reaches. The second row shows the runs
+    that ended within `near` nats, where some ended beyond. Best-of-n from SFT is the dotted line.
+    """
+    rows = select(frame, stage)
+    rewards = [reward for reward in REWARDS if has_values(rows, reward)]
+    if not rewards:
+        raise DataError(f"the validation rows of stage '{stage}' hold no reward, so there is nothing to draw")
+    last = rows[rows["step"] == rows.groupby("run_id")["step"].transform("max")]
+    cut = groups(last, list(hue) if hue else None)
+    ranges = [False, True] if last["kl"].max() > near else [False]
+    with style.look():
+        figure = style.new_figure(width, 0.4 * width * len(ranges) + 0.9)
+        panels = figure.subplots(len(ranges), len(rewards), squeeze=False).flat
+        chosen = style.styles(len(cut))
+        for panel, (close, reward) in zip(panels, itertools.product(ranges, rewards), strict=True):
+            for group, look in zip(cut, chosen, strict=True):
+                ends = group.rows[group.rows["kl"] <= near] if close else group.rows
+                panel.scatter(distance(ends["kl"], x), ends[reward], color=look.color, marker=look.marker, s=14, linewidths=0.4)
+            for _, curve in best_of_n_curves(frame, cut)[:1]:
+                panel.plot(distance(curve["kl"], x), curve[reward], color="black", linestyle=(0, (1, 2.5)), linewidth=1.1)
+            panel.set(ylabel=f"{Y_LABELS[reward]} ({unit})", title=f"runs that ended within {near:g} nats" if close else "")
+            if panel.get_subplotspec().is_last_row():
+                panel.set_xlabel(X_LABELS[x])
+        handles = [
+            Line2D([], [], color=look.color, marker=look.marker, linestyle="", markersize=4, label=group.label)
+            for group, look in zip(cut, chosen, strict=True)
+        ]
+        if best_of_n_curves(frame, cut):
+            handles.append(Line2D([], [], color="black", linestyle=(0, (1, 2.5)), linewidth=1.1, label="best of n (SFT)"))
+        style.legend_below(figure, handles, "one point per run, at its last step")
+    return figure
+
+
+def draw(results: Path, out: Path | None = None, **options) -> list[Path]:
+    """Write endpoints.png and .svg of a results folder to `out` (default RESULTS/figures); options as above."""
+    import rlhf_lab
+
+    return style.save(endpoints(rlhf_lab.load(results), **options), out or Path(results) / "figures", "endpoints")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Draw where each run of a results folder ended.")
+    parser.add_argument("results", type=Path)
+    parser.add_argument("--out", type=Path, help="folder for the figure (default: RESULTS/figures)")
+    parser.add_argument("--x", choices=list(X_LABELS), default="sqrt_kl")
+    parser.add_argument("--unit", default="score", help="unit of the rewards, for the axis labels")
+    try:
+        print(*draw(**vars(parser.parse_args(argv))), sep="\n")
+    except LabError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
