@@ -76,7 +76,9 @@ def markdown(steps: pd.DataFrame, columns: Sequence[str] = COLUMNS) -> str:
     `frontier_gap` is what the policy lacks of the highest proxy at its KL, so that arms that end at different KLs compare.
     """
     columns = [column for column in columns if has_values(validation(steps), column)]
-    ends, apart = finals(steps, columns), distances(steps, columns)
+    ends = finals(steps, columns)
+    columns = [column for column in columns if ends[column, "mean"].notna().all()]  # no gap is known far from SFT
+    apart = distances(steps, columns)
     lines = [["arm, at the last step", *columns]]
     lines += [[arm, *(f"{row[c, 'mean']:.2f} ± {row[c, 'std']:.2f}" for c in columns)] for arm, row in ends.iterrows()]
     wide = apart.pivot(index="arm", columns="column", values=["final", "error", "in_seeds"]).loc[apart["arm"].unique()]

@@ -15,7 +15,12 @@ def check() -> None:
     """Prove things: the numbers of an experiment, the bias of the estimators."""
 
 
-@check.command("estimators")
+@check.command(
+    "estimators",
+    epilog="""\b
+Example:
+  rlhf-lab check estimators --plugin my_advantage.py""",
+)
 @plugin_option
 @json_option
 @speaks_plainly
@@ -32,7 +37,12 @@ def check_estimators(plugin_files: tuple[Path, ...], as_json: bool) -> int:
     return 0
 
 
-@check.command("results")
+@check.command(
+    "results",
+    epilog="""\b
+Example:
+  rlhf-lab check results results/quickstart experiments/quickstart/expected.json""",
+)
 @click.argument("results", type=EXISTING)
 @click.argument("expected", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @json_option

@@ -155,7 +155,11 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-@click.command()
+@click.command(
+    epilog="""\b
+Example:
+  rlhf-lab config quickstart rl.kl.beta=0.2 > mine.yaml"""
+)
 @spec_arguments
 @plugin_option
 @json_option

@@ -17,7 +17,12 @@ def plugins() -> None:
     """The components that a spec can name, and where they come from."""
 
 
-@plugins.command("list")
+@plugins.command(
+    "list",
+    epilog="""\b
+Example:
+  rlhf-lab plugins list --plugin my_pid.py""",
+)
 @plugin_option
 @json_option
 @speaks_plainly
@@ -40,7 +45,12 @@ def plugins_list(plugin_files: tuple[Path, ...], as_json: bool) -> int:
     return 0
 
 
-@plugins.command("show")
+@plugins.command(
+    "show",
+    epilog="""\b
+Example:
+  rlhf-lab plugins show kl_controller adaptive""",
+)
 @click.argument("kind")
 @click.argument("name")
 @plugin_option
@@ -86,7 +96,12 @@ def plugins_show(kind: str, name: str, plugin_files: tuple[Path, ...], as_json: 
     return 0
 
 
-@plugins.command("new")
+@plugins.command(
+    "new",
+    epilog="""\b
+Example:
+  rlhf-lab plugins new kl_controller my_pid --file""",
+)
 @click.argument("kind")
 @click.argument("name")
 @click.option("--file", "one_file", is_flag=True, help="One file, to be named by --plugin, instead of a package.")
@@ -108,7 +123,12 @@ def plugins_new(kind: str, name: str, one_file: bool, out: Path) -> int:
     return 0
 
 
-@plugins.command("check")
+@plugins.command(
+    "check",
+    epilog="""\b
+Example:
+  rlhf-lab plugins check my_pid.py""",
+)
 @click.argument("path", type=click.Path(exists=True, path_type=Path))
 @json_option
 @speaks_plainly
@@ -124,7 +144,12 @@ def plugins_check(path: Path, as_json: bool) -> int:
     return 0 if all(verdict["holds"] for verdict in found) else 1
 
 
-@plugins.command("docs")
+@plugins.command(
+    "docs",
+    epilog="""\b
+Example:
+  rlhf-lab plugins docs --out docs""",
+)
 @click.option(
     "--out",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
