@@ -5,8 +5,8 @@
 The stages are timed first, by one run that has the machine to itself with as many threads as a run of the sweep has; then
 the sweep of 3 values of β × 9 seeds, from an empty folder, by the clock: starting Python, planning, workers, tables and all.
 
-Measured on 2026-11-21, 2 cores, no GPU, --steps 30, nothing else running: 142.6 s against 36.7 + 27 × 6.93 / 2 = 130.3 s, a ratio
-of 1.095; in the sweep a run of RL took 7.3 s. Beside the end of a test run it was 1.20.
+Measured on 2026-11-21, 2 cores, no GPU, --steps 30, nothing else running: 142.6 s against 36.7 + 27 × 6.93 / 2 = 130.3 s, a
+ratio of 1.095; in the sweep a run of RL took 7.3 s. Beside the end of a test run it was 1.20.
 """
 
 from __future__ import annotations
