@@ -88,15 +88,17 @@ def test_a_configuration_of_accelerate_arrives_as_it_was_written(tmp_path):
     config, probe = tmp_path / "fsdp.yaml", tmp_path / "probe.py"
     config.write_text(FSDP)
     probe.write_text(
-        "import json\nfrom accelerate import PartialState\nfrom accelerate.utils import FullyShardedDataParallelPlugin\n"
+        "import json, pathlib\n"
+        "from accelerate import PartialState\nfrom accelerate.utils import FullyShardedDataParallelPlugin\n"
         "plugin, state = FullyShardedDataParallelPlugin(), PartialState(cpu=True)\n"
-        "print(json.dumps([state.num_processes, plugin.fsdp_version, plugin.reshard_after_forward, "
+        "pathlib.Path(__file__).with_name(f'{state.process_index}.json').write_text(json.dumps("
+        "[state.num_processes, plugin.fsdp_version, plugin.reshard_after_forward, "
         "str(plugin.state_dict_type), plugin.activation_checkpointing]))\n"
     )
     command = [*worker_command(Resources(processes=2, accelerate=config))[:-2], str(probe)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
-    said = [json.loads(line) for line in done.stdout.splitlines()]
+    said = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("*.json"))]  # a file each: one pipe mixes their lines
     assert said == [[2, 2, False, "StateDictType.FULL_STATE_DICT", True]] * 2
 
 
