@@ -18,7 +18,7 @@ from matplotlib.lines import Line2D
 from rlhf_lab.errors import DataError, LabError
 from rlhf_lab_analysis import style
 from rlhf_lab_analysis.frames import REWARDS, best_of_n_curves, groups, has_values, select
-from rlhf_lab_analysis.reward_vs_kl import X_LABELS, Y_LABELS, distance
+from rlhf_lab_analysis.reward_vs_kl import X_LABELS, Y_LABELS, best_of_n_handles, distance, draw_best_of_n
 
 
 def endpoints(
@@ -34,15 +34,16 @@ def endpoints(
     """Proxy and gold at the last step of each run, on validation prompts, against √KL or KL.
 
     Runs of a group that differ in an axis (its β) spread along the frontier that it reaches. The second row shows the runs
-    that ended within `near` nats, where some ended beyond. Best-of-n from SFT is the dotted line.
+    that ended within `near` nats, where others ended beyond. Best-of-n from SFT is drawn as in the frontier.
     """
     rows = select(frame, stage)
     rewards = [reward for reward in REWARDS if has_values(rows, reward)]
     if not rewards:
         raise DataError(f"the validation rows of stage '{stage}' hold no reward, so there is nothing to draw")
     last = rows[rows["step"] == rows.groupby("run_id")["step"].transform("max")]
-    cut = groups(last, list(hue) if hue else None)
-    ranges = [False, True] if last["kl"].max() > near else [False]
+    cut = groups(last, hue)
+    best_of_n = best_of_n_curves(frame, cut)
+    ranges = [False, True] if last["kl"].min() <= near < last["kl"].max() else [False]
     with style.look():
         figure = style.new_figure(width, 0.4 * width * len(ranges) + 0.9)
         panels = figure.subplots(len(ranges), len(rewards), squeeze=False).flat
@@ -51,8 +52,7 @@ def endpoints(
             for group, look in zip(cut, chosen, strict=True):
                 ends = group.rows[group.rows["kl"] <= near] if close else group.rows
                 panel.scatter(distance(ends["kl"], x), ends[reward], color=look.color, marker=look.marker, s=14, linewidths=0.4)
-            for _, curve in best_of_n_curves(frame, cut)[:1]:
-                panel.plot(distance(curve["kl"], x), curve[reward], color="black", linestyle=(0, (1, 2.5)), linewidth=1.1)
+            draw_best_of_n(panel, best_of_n, x, reward, chosen)
             panel.set(ylabel=f"{Y_LABELS[reward]} ({unit})", title=f"runs that ended within {near:g} nats" if close else "")
             if panel.get_subplotspec().is_last_row():
                 panel.set_xlabel(X_LABELS[x])
@@ -60,9 +60,7 @@ def endpoints(
             Line2D([], [], color=look.color, marker=look.marker, linestyle="", markersize=4, label=group.label)
             for group, look in zip(cut, chosen, strict=True)
         ]
-        if best_of_n_curves(frame, cut):
-            handles.append(Line2D([], [], color="black", linestyle=(0, (1, 2.5)), linewidth=1.1, label="best of n (SFT)"))
-        style.legend_below(figure, handles, "one point per run, at its last step")
+        style.legend_below(figure, handles + best_of_n_handles(best_of_n), "one point per run, at its last step")
     return figure
 
 

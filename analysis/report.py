@@ -165,13 +165,13 @@ def _fit(curves: Sequence[pd.DataFrame], reward: str, form: str) -> GaoFit:
 
 def text(frame: pd.DataFrame, runs: pd.DataFrame | None = None) -> str:
     """The short report: summary, paired differences where there are several arms, and fits, as Markdown."""
-    several = select(frame)["arm"].nunique() > 1
+    differences = paired(frame).query("n > 0")  # arms with axes of their own have no pairs
     parts = [("Summary (mean ± half-width of the 95 % t-interval over seeds)", summary(frame, runs))]
-    if several and len(paired(frame)):  # nothing is paired where each arm has axes of its own
+    if len(differences):
         parts.append(
             (
                 "Final differences to the first arm, paired by seed",
-                paired(frame).drop(columns=["low", "high"]).rename(columns={"half_width": f"difference{HALF_WIDTH}"}),
+                differences.drop(columns=["low", "high"]).rename(columns={"half_width": f"difference{HALF_WIDTH}"}),
             )
         )
     parts.append((f"Where a run first reaches a KL of {', '.join(f'{level:g}' for level in LEVELS)} nats", at_kl(frame)))

@@ -78,8 +78,7 @@ def _figure(frame: pd.DataFrame, cut: list[Group], rewards: list[str], x: str, u
             _draw_group(panel, group.rows, x, reward, look, len(cut))
         if optimum is not None and reward == "reward_proxy":
             panel.plot(distance(optimum["kl"], x), optimum[reward], **OPTIMUM, zorder=3)
-        for number, curve in best_of_n:
-            _draw_best_of_n(panel, curve, x, reward, BLACK if number is None else _of_group(chosen[number]))
+        draw_best_of_n(panel, best_of_n, x, reward, chosen)
         panel.set(title=TITLES[reward] if limit is None else "the same, close up", ylabel=f"{Y_LABELS[reward]} ({unit})")
         if limit is not None:
             style.zoom(panel, limit)
@@ -87,7 +86,7 @@ def _figure(frame: pd.DataFrame, cut: list[Group], rewards: list[str], x: str, u
             panel.set_xlabel(X_LABELS[x])
     caption, labels = style.seeds_caption(cut)
     handles = [style.handle(look, text) for look, text in zip(chosen, labels, strict=True)]
-    handles += _best_of_n_handles(best_of_n)
+    handles += best_of_n_handles(best_of_n)
     if optimum is not None:
         handles.append(Line2D([], [], **OPTIMUM, label="highest possible proxy (estimate)"))
     style.legend_below(figure, handles, caption)
@@ -114,13 +113,17 @@ def _draw_group(panel: Axes, rows: pd.DataFrame, x: str, reward: str, look: Styl
     style.draw_group(panel, seeds, where, mean, look, n_groups)
 
 
-def _of_group(look: Style) -> Style:
-    return Style(look.color, BLACK.linestyle, BLACK.marker)
+def draw_best_of_n(
+    panel: Axes, curves: Sequence[tuple[int | None, pd.DataFrame]], x: str, reward: str, chosen: Sequence[Style]
+) -> None:
+    """Each curve in the colour of its group, or in black where all groups share it."""
+    for number, curve in curves:
+        if has_values(curve, reward):
+            look = BLACK if number is None else Style(chosen[number].color, BLACK.linestyle, BLACK.marker)
+            _draw_one_best_of_n(panel, curve, x, reward, look)
 
 
-def _draw_best_of_n(panel: Axes, curve: pd.DataFrame, x: str, reward: str, look: Style) -> None:
-    if not has_values(curve, reward):
-        return
+def _draw_one_best_of_n(panel: Axes, curve: pd.DataFrame, x: str, reward: str, look: Style) -> None:
     where, error = distance(curve["kl"], x), f"{reward}_se"
     line = {"color": look.color, "linestyle": look.linestyle, "linewidth": 1.1}
     known = has_values(curve, error) and (curve["curves"] == 1).all()
@@ -128,7 +131,7 @@ def _draw_best_of_n(panel: Axes, curve: pd.DataFrame, x: str, reward: str, look:
     panel.errorbar(where, curve[reward], **line, marker=look.marker, markersize=3.6, zorder=4, **bars)
 
 
-def _best_of_n_handles(curves: list[tuple[int | None, pd.DataFrame]]) -> list:
+def best_of_n_handles(curves: list[tuple[int | None, pd.DataFrame]]) -> list:
     if not curves:
         return []
     largest = max(curve["n"].max() for _, curve in curves)

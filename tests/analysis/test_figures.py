@@ -9,6 +9,7 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.collections import PathCollection
 from matplotlib.image import imread
 
 from rlhf_lab.errors import DataError
@@ -111,9 +112,19 @@ def test_endpoints_are_the_last_rows_of_the_runs(sweep):
     for close, found in enumerate(np.array_split(panels(endpoints(sweep, near=near)), 2)):
         wanted = last[last["kl"] <= near] if close else last
         for panel, reward in zip(found, ("reward_proxy", "reward_gold"), strict=True):
-            points = np.concatenate([collection.get_offsets() for collection in panel.collections])
+            scattered = [drawn for drawn in panel.collections if isinstance(drawn, PathCollection)]
+            points = np.concatenate([group.get_offsets() for group in scattered])
             expected = np.column_stack([np.sqrt(wanted["kl"]), wanted[reward]])
             np.testing.assert_allclose(sorted(map(tuple, points)), sorted(map(tuple, expected)))
+
+
+def test_endpoints_show_the_best_of_n_of_each_arm(sweep):
+    """One curve where the arms share it; one each where they do not."""
+    betas = sweep["rl.kl.beta"].dropna().unique()
+    own = sweep.copy()
+    own.loc[(own["stage"] == "best_of_n") & (own["rl.kl.beta"] == betas[0]), "reward_proxy"] += 1
+    for frame, n in ((sweep, 1), (own, len(betas))):
+        assert len(panels(endpoints(frame, hue="rl.kl.beta"))[0].containers) == n > 0
 
 
 def test_curves_have_a_panel_per_column_with_units(sweep):
