@@ -6,7 +6,7 @@ import time
 
 from rlhf_lab.contracts import Component, hookimpl, param
 from rlhf_lab.errors import LabError, SpecError
-from rlhf_lab.running.pool import Worker, gpus_per_run, thread_variables, worker_command
+from rlhf_lab.running.pool import Worker, gpus_per_run, worker_command, worker_variables
 
 PASSED_ON = ("RLHF_LAB_", "HF_", "TRANSFORMERS_", "OMP_", "MKL_")
 OLDEST = (2, 52)  # earlier ones have holes that a browser on the same machine can use (CVE-2025-62593)
@@ -51,7 +51,7 @@ class Tasks:
             raise SpecError(f"no node of the Ray cluster has {self.cpus} CPUs and {self.gpus:g} GPUs, which a run asks for")
         self.slots = resources.workers or n_runs
         variables = {key: value for key, value in os.environ.items() if key.startswith(PASSED_ON)}
-        self.variables = variables | thread_variables(resources.threads or 1)
+        self.variables = variables | worker_variables(resources.threads or 1)
         self.command = worker_command(resources)
         self.refs = {}
 

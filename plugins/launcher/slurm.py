@@ -8,7 +8,7 @@ import time
 
 from rlhf_lab.contracts import Component, hookimpl, param
 from rlhf_lab.errors import LabError
-from rlhf_lab.running.pool import thread_variables, worker_command
+from rlhf_lab.running.pool import worker_command, worker_variables
 from rlhf_lab.store.files import read_json, write_json
 
 ARRAY = 1000  # jobs in one array: the smallest limit in use (MaxArraySize is 1001 unless a cluster says otherwise)
@@ -116,7 +116,7 @@ class Jobs:
 
 def become(command, threads):
     """Runs on the node: this process turns into the worker, so that SLURM's signals are the worker's."""
-    os.environ.update(thread_variables(threads))
+    os.environ.update(worker_variables(threads))
     os.execv(command[0], command)
 
 

@@ -11,7 +11,7 @@ from rlhf_lab.contracts import Component, PolicyOutput, StageRef, hookimpl, para
 from rlhf_lab.lm.adapters import with_adapter
 from rlhf_lab.lm.files import freeze_embeddings, load_causal_lm, load_encoder, merged, save_causal_lm
 from rlhf_lab.lm.logprobs import entropy as entropy_of
-from rlhf_lab.lm.logprobs import gather_logprobs, hidden_states, response_logits
+from rlhf_lab.lm.logprobs import hidden_states, placed, placed_logprobs, token_logits
 from rlhf_lab.lm.precision import ready
 from rlhf_lab.lm.sampling import rollout
 from rlhf_lab.rl.kl import full
@@ -80,20 +80,20 @@ class FullPolicy:
         )
 
     def forward(self, rollout, *, temperature, entropy=False, kl=False):
-        logits_BTV = response_logits(self.module, rollout)
+        logits_NV = token_logits(self.module, rollout)
         with torch.no_grad():
-            ref_logits_BTV = self.reference_logits(rollout) if kl else None
+            ref_logits_NV = self.reference_logits(rollout) if kl else None
         return PolicyOutput(
-            chosen(logits_BTV, rollout, temperature),
-            entropy_of(logits_BTV, temperature) if entropy else None,
-            kl_BT=full(logits_BTV, ref_logits_BTV, temperature).masked_fill(~rollout.mask_BT, 0.0) if kl else None,
+            placed_logprobs(logits_NV, rollout, temperature),
+            placed(entropy_of(logits_NV, temperature), rollout.mask_BT) if entropy else None,
+            kl_BT=placed(full(logits_NV, ref_logits_NV, temperature), rollout.mask_BT) if kl else None,
         )
 
     def reference_logits(self, rollout):
-        return response_logits(self.frozen, rollout)
+        return token_logits(self.frozen, rollout)
 
     def reference_logprobs(self, rollout, *, temperature):
-        return chosen(self.reference_logits(rollout), rollout, temperature)
+        return placed_logprobs(self.reference_logits(rollout), rollout, temperature)
 
     def hidden(self, rollout):
         """What a value head on this trunk reads, shape (B, T, d): the hidden state one position before each response token."""
@@ -120,11 +120,6 @@ class LowRankPolicy(FullPolicy):
 
     def save(self, folder):
         save_causal_lm(merged(copy.deepcopy(self.module)), self.encoder.tokenizer, folder)
-
-
-def chosen(logits_BTV, rollout, temperature):
-    """logprobs_BT of the response tokens, 0 where masked."""
-    return gather_logprobs(logits_BTV, rollout.response_ids_BT, temperature).masked_fill(~rollout.mask_BT, 0.0)
 
 
 @hookimpl

@@ -34,15 +34,15 @@ def absolute(log_ratio: Tensor) -> Tensor:
 ESTIMATORS: Mapping[str, Callable[[Tensor], Tensor]] = {"k1": k1, "k2": k2, "k3": k3, "abs": absolute}
 
 
-def full(logits_BTV: Tensor, ref_logits_BTV: Tensor, temperature: float) -> Tensor:
-    """Σ_v π(v) (log π(v) − log ref(v)) at each position, both at τ, nats per token, shape (B, T).
+def full(logits_NV: Tensor, ref_logits_NV: Tensor, temperature: float) -> Tensor:
+    """Σ_v π(v) (log π(v) − log ref(v)) at each position, both at τ, nats per token, shape (N,) or (B, T).
 
     Exact given the tokens before; its sum over the tokens of a sample is what is left of k1's when the noise of each single
     token is averaged out (Rao-Blackwell). As a loss its gradient is that of the reverse KL at the states visited; in the
     reward a token does not pay for itself, only for where it leads, so that the gradient is not that of the KL.
     """
-    logprobs_BTV = (logits_BTV / temperature).log_softmax(-1)
-    return (logprobs_BTV.exp() * (logprobs_BTV - (ref_logits_BTV / temperature).log_softmax(-1))).sum(-1)
+    logprobs_NV = (logits_NV / temperature).log_softmax(-1)
+    return (logprobs_NV.exp() * (logprobs_NV - (ref_logits_NV / temperature).log_softmax(-1))).sum(-1)
 
 
 def per_token(

@@ -6,7 +6,7 @@ from rlhf_lab import Component, hookimpl, param
 from rlhf_lab.contracts import PolicyOutput, StageRef
 from rlhf_lab.lm import sampling
 from rlhf_lab.lm.files import load_causal_lm, load_encoder, save_causal_lm
-from rlhf_lab.lm.logprobs import entropy, gather_logprobs, response_logits
+from rlhf_lab.lm.logprobs import entropy, placed, placed_logprobs, token_logits
 
 
 class Skeleton(Component):
@@ -68,9 +68,9 @@ class LivePolicy:
 
 def measured(model, rollout, temperature, with_entropy):
     """Log-probs of the response tokens, 0 where masked, and the entropy in nats per token if asked for."""
-    logits_BTV = response_logits(model, rollout)
-    logprobs_BT = gather_logprobs(logits_BTV, rollout.response_ids_BT, temperature).masked_fill(~rollout.mask_BT, 0.0)
-    return PolicyOutput(logprobs_BT, entropy(logits_BTV, temperature) if with_entropy else None)
+    logits_NV = token_logits(model, rollout)
+    logprobs_BT = placed_logprobs(logits_NV, rollout, temperature)
+    return PolicyOutput(logprobs_BT, placed(entropy(logits_NV, temperature), rollout.mask_BT) if with_entropy else None)
 
 
 @hookimpl

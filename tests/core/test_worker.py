@@ -12,6 +12,7 @@ from rlhf_lab.declaration.overrides import parse_override
 from rlhf_lab.declaration.sweep import load_sweep
 from rlhf_lab.registry import discover
 from rlhf_lab.running.plan import plan_sweep
+from rlhf_lab.running.pool import ALLOCATOR, worker_variables
 from rlhf_lab.running.runner import prepare
 from rlhf_lab.store.files import is_committed, read_json
 from rlhf_lab.worker import execute, log_level, output_to, reporter
@@ -123,3 +124,36 @@ def test_seeds_give_other_numbers_and_a_seed_the_same(finished):
 def test_how_much_is_logged_is_up_to_a_variable(said, level):
     """Levels as the logging module numbers them."""
     assert log_level({} if said is None else {"RLHF_LAB_LOG_LEVEL": said}) == level
+
+
+MEMORY = """
+import os, psutil, torch
+from rlhf_lab.worker import give_memory_back
+held = lambda: psutil.Process().memory_info().rss / 2**20
+def used():
+    for _ in range(3):
+        first, second = torch.ones(2**26), torch.ones(2**26)
+before = held(); used(); kept = held(); give_memory_back(); print(kept - before, held() - before)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux") or not hasattr(os, "confstr"), reason="an allocator of glibc")
+def test_a_worker_keeps_memory_within_a_run_and_gives_it_back_after():
+    """Without the setting a freed tensor leaves at once, and every new one is cleared by the kernel page by page."""
+    environment = os.environ | worker_variables(1)
+
+    def mebibytes(**variables):
+        done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, env=environment | variables)
+        return [float(word) for word in done.stdout.split()]
+
+    kept, after = mebibytes()
+    assert kept > 400 and after < 100  # of twice 256
+    kept, _ = mebibytes(GLIBC_TUNABLES="")
+    assert kept < 100
+
+
+def test_an_allocator_that_is_tuned_already_stays_so(monkeypatch):
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    assert worker_variables(2)["GLIBC_TUNABLES"] == ALLOCATOR
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.arena_max=1")
+    assert worker_variables(2)["GLIBC_TUNABLES"] == "glibc.malloc.arena_max=1"
