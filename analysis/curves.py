@@ -15,7 +15,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from rlhf_lab.errors import DataError, LabError
+from rlhf_lab.errors import DataError, in_one_sentence
 from rlhf_lab_analysis import style
 from rlhf_lab_analysis.frames import groups, has_values, select
 from rlhf_lab_analysis.seed_statistics import mean_by_step
@@ -113,7 +113,8 @@ def draw(results: Path, out: Path | None = None, **options) -> list[Path]:
     return style.save(curves(rlhf_lab.load(results), **options), out or Path(results) / "figures", "curves")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@in_one_sentence
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Draw training curves from a results folder.")
     parser.add_argument("results", type=Path)
     parser.add_argument("--out", type=Path, help="folder for the figure (default: RESULTS/figures)")
@@ -121,13 +122,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--hue", action="append", metavar="COLUMN", help="colour by this column (default: what varies)")
     parser.add_argument("--stage", default="rl", help="name of the stage to draw (default: rl)")
     parser.add_argument("--width", type=float, default=1.25 * style.TEXT_WIDTH, help="width in inches")
-    try:
-        paths = draw(**vars(parser.parse_args(argv)))
-    except LabError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    paths = draw(**vars(parser.parse_args(argv)))
     print(*paths, sep="\n")
-    return 0
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from rlhf_lab.errors import DataError, LabError
+from rlhf_lab.errors import DataError, in_one_sentence
 from rlhf_lab_analysis import style
 from rlhf_lab_analysis.frames import REWARDS, best_of_n_curves, groups, has_values, select
 from rlhf_lab_analysis.reward_vs_kl import X_LABELS, Y_LABELS, best_of_n_handles, distance, draw_best_of_n
@@ -71,18 +71,14 @@ def draw(results: Path, out: Path | None = None, **options) -> list[Path]:
     return style.save(endpoints(rlhf_lab.load(results), **options), out or Path(results) / "figures", "endpoints")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@in_one_sentence
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Draw where each run of a results folder ended.")
     parser.add_argument("results", type=Path)
     parser.add_argument("--out", type=Path, help="folder for the figure (default: RESULTS/figures)")
     parser.add_argument("--x", choices=list(X_LABELS), default="sqrt_kl")
     parser.add_argument("--unit", default="score", help="unit of the rewards, for the axis labels")
-    try:
-        print(*draw(**vars(parser.parse_args(argv))), sep="\n")
-    except LabError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    print(*draw(**vars(parser.parse_args(argv))), sep="\n")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from rlhf_lab.errors import LabError
+from rlhf_lab.errors import in_one_sentence
 from rlhf_lab_analysis.frames import REWARDS, groups, has_values, select
 from rlhf_lab_analysis.markdown import markdown
 from rlhf_lab_analysis.seed_statistics import mean_interval
@@ -57,19 +57,15 @@ def tracking(
     return pd.DataFrame(table)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@in_one_sentence
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Print how well each arm held a KL target.")
     parser.add_argument("results", type=Path)
     parser.add_argument("--target", type=float, required=True, metavar="NATS")
     options = parser.parse_args(argv)
     import rlhf_lab
 
-    try:
-        print(markdown(tracking(rlhf_lab.load(options.results), options.target)))
-    except LabError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    print(markdown(tracking(rlhf_lab.load(options.results), options.target)))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from rlhf_lab.errors import LabError
+from rlhf_lab.errors import in_one_sentence
 from rlhf_lab_analysis import style
 from rlhf_lab_analysis.frames import REWARDS, best_of_n_curves, groups, has_values, optimum_curve, select
 from rlhf_lab_analysis.markdown import markdown
@@ -115,7 +115,8 @@ def _draw_level(panel: Axes, table: pd.DataFrame, column: str, offset: float, lo
     )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@in_one_sentence
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Print rewards at equal KL from a results folder.")
     parser.add_argument("results", type=Path)
     parser.add_argument("--at", type=float, nargs="+", default=LEVELS, metavar="NATS")
@@ -123,15 +124,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     import rlhf_lab
 
-    try:
-        frame = rlhf_lab.load(options.results)
-        print(markdown(at_kl(frame, options.at)))
-        if options.out:
-            print(*style.save(dots(frame, options.at), options.out, "matched_kl"), sep="\n")
-    except LabError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    frame = rlhf_lab.load(options.results)
+    print(markdown(at_kl(frame, options.at)))
+    if options.out:
+        print(*style.save(dots(frame, options.at), options.out, "matched_kl"), sep="\n")
 
 
 if __name__ == "__main__":

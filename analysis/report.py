@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from rlhf_lab.errors import DataError, LabError
+from rlhf_lab.errors import DataError, in_one_sentence
 from rlhf_lab_analysis.expected import check
 from rlhf_lab_analysis.expected import check_expected as check_expected
 from rlhf_lab_analysis.frames import DONE, REWARDS, best_of_n_curves, grouping, groups, has_values, in_order, select
@@ -179,6 +179,7 @@ def text(frame: pd.DataFrame, runs: pd.DataFrame | None = None) -> str:
     return "\n".join(f"### {title}\n\n{markdown(table)}" for title, table in parts)
 
 
+@in_one_sentence
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Print the tables of a results folder and check its expected numbers.")
     parser.add_argument("results", type=Path)
@@ -186,12 +187,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     import rlhf_lab
 
-    try:
-        print(text(rlhf_lab.load(options.results), rlhf_lab.load(options.results, table="runs")))
-        checks = check(options.results, options.expected) if options.expected else []
-    except LabError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    print(text(rlhf_lab.load(options.results), rlhf_lab.load(options.results, table="runs")))
+    checks = check(options.results, options.expected) if options.expected else []
     print(*(f"{'ok  ' if result.ok else 'FAIL'}  {result.text}" for result in checks), sep="\n")
     return 0 if all(result.ok for result in checks) else 1
 

@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from rlhf_lab.errors import DataError, LabError
+from rlhf_lab.errors import DataError, in_one_sentence
 from rlhf_lab_analysis import style
 from rlhf_lab_analysis.frames import REWARDS, Group, best_of_n_curves, groups, has_values, optimum_curve, select
 from rlhf_lab_analysis.seed_statistics import mean_by_step
@@ -149,7 +149,8 @@ def draw(results: Path, out: Path | None = None, **options) -> list[Path]:
     return style.save(figure, out or Path(results) / "figures", "reward_vs_kl")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@in_one_sentence
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Draw proxy and gold reward against KL from a results folder.")
     parser.add_argument("results", type=Path)
     parser.add_argument("--out", type=Path, help="folder for the figure (default: RESULTS/figures)")
@@ -158,13 +159,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--stage", default="rl", help="name of the stage to draw (default: rl)")
     parser.add_argument("--unit", default="score", help="unit of the rewards, for the axis labels")
     parser.add_argument("--width", type=float, default=style.TEXT_WIDTH, help="width in inches (under 4.5: stacked panels)")
-    try:
-        paths = draw(**vars(parser.parse_args(argv)))
-    except LabError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    paths = draw(**vars(parser.parse_args(argv)))
     print(*paths, sep="\n")
-    return 0
 
 
 if __name__ == "__main__":

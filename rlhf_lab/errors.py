@@ -1,5 +1,9 @@
 """What a user did that cannot work, said in one sentence. The command line prints these without a traceback."""
 
+import sys
+from collections.abc import Callable, Sequence
+from functools import wraps
+
 
 class LabError(Exception):
     """Base of all errors that are addressed to the user; `exit_code` is what the command line returns."""
@@ -65,3 +69,17 @@ class StorageError(LabError):
 
 class SweepBusy(LabError):
     """Another process works on the same results."""
+
+
+def in_one_sentence(main: Callable[[Sequence[str] | None], int | None]) -> Callable[[Sequence[str] | None], int]:
+    """For the `main` of a script: what is wrong goes to standard error, and its exit code is returned."""
+
+    @wraps(main)
+    def plainly(arguments: Sequence[str] | None = None) -> int:
+        try:
+            return main(arguments) or 0
+        except LabError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return error.exit_code
+
+    return plainly

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from rlhf_lab import load
-from rlhf_lab.errors import DataError, LabError
+from rlhf_lab.errors import DataError, in_one_sentence
 from rlhf_lab_analysis.frames import has_values
 
 COLUMNS = ("kl", "reward_proxy", "frontier_gap", "reward_gold", "response_length", "eos_rate")
@@ -106,18 +106,14 @@ def draw(results: Path, out: Path | None = None) -> list[Path]:
     return [folder / "conventions.md", folder / "conventions.png"]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+@in_one_sentence
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("results", type=Path)
     parser.add_argument("--out", type=Path, help="folder for the files (default RESULTS/figures)")
     given = parser.parse_args(arguments)
-    try:
-        table, figure = draw(given.results, given.out)
-    except LabError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
+    table, figure = draw(given.results, given.out)
     print(table.read_text(encoding="utf-8") + f"\n{figure}")
-    return 0
 
 
 if __name__ == "__main__":

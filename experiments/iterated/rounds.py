@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from rlhf_lab import load
-from rlhf_lab.errors import LabError
+from rlhf_lab.errors import in_one_sentence
 from rlhf_lab_analysis.curves import curves
 from rlhf_lab_analysis.style import save
 
@@ -30,19 +30,15 @@ def one_after_the_other(steps: pd.DataFrame) -> pd.DataFrame:
     return rounds.assign(step=rounds["step"] + rounds["before"], stage="rl").drop(columns=["before", "order"])
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@in_one_sentence
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("results", type=Path)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(argv)
-    try:
-        columns = ["kl", "reward_proxy", "reward_gold", "response_length"]
-        figure = curves(one_after_the_other(load(options.results)), columns, hue="arm", width=5.5)
-        print(*save(figure, options.out or options.results / "figures", "rounds"), sep="\n")
-    except LabError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    columns = ["kl", "reward_proxy", "reward_gold", "response_length"]
+    figure = curves(one_after_the_other(load(options.results)), columns, hue="arm", width=5.5)
+    print(*save(figure, options.out or options.results / "figures", "rounds"), sep="\n")
 
 
 if __name__ == "__main__":

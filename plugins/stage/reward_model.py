@@ -12,10 +12,12 @@ from rlhf_lab.lm.files import load_backbone, load_causal_lm, load_encoder, merge
 from rlhf_lab.lm.precision import ready
 from rlhf_lab.lm.sampling import rollout
 from rlhf_lab.lm.scalar import Pooling, ScalarModel
-from rlhf_lab.lm.tokens import trim
+from rlhf_lab.lm.tokens import microbatch_rows, trim
 from rlhf_lab.lm.training import AdaptationParameters, FitParameters, fit, prepared
 from rlhf_lab.streams import shuffled_batches
 from rlhf_lab_plugins.stage.comparisons import given_rankings
+
+PARTS = 4  # of a batch, each padded to its own longest: of sentences, two fifths of one rectangle would be padding
 
 
 class RewardModel(AdaptationParameters, FitParameters):
@@ -138,13 +140,15 @@ class RewardModel(AdaptationParameters, FitParameters):
 
 
 def score_rankings(ctx, model, encoder, rankings):
-    """scores_BK, ratings_BK and mask_BK (K padded) of B rankings: one forward pass per completion."""
+    """scores_BK, ratings_BK and mask_BK (K padded) of B rankings: one forward pass per completion, like lengths together."""
     flat = encoder.encode(
         [r.prompt for r in rankings for _ in r.completions],
         [completion for r in rankings for completion in r.completions],
         [ended for r in rankings for ended in r.ended or (True,) * len(r.completions)],
     )
-    scores = model.scores(flat.to(ctx.device)).float()
+    parts = microbatch_rows(flat, math.ceil(len(flat) / PARTS))
+    scores = torch.cat([model.scores(trim(flat.rows(rows)).to(ctx.device)).float() for rows in parts])
+    scores = scores[torch.cat(parts).argsort()]
     sizes = [len(r.completions) for r in rankings]
     padded = torch.nn.utils.rnn.pad_sequence
     scores_BK = padded(list(scores.split(sizes)), batch_first=True)

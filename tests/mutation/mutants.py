@@ -227,22 +227,22 @@ MUTANTS = (
     Mutant(
         "log-probs: logits of the token itself, one position too late",
         "rlhf_lab/lm/logprobs.py",
-        "return output.logits[:, :-1].float()",
-        "return output.logits[:, 1:].float()",
+        "at_BL = torch.nn.functional.pad(at_BT, (rollout.prompt_ids_BP.shape[1] - 1, 1))",
+        "at_BL = torch.nn.functional.pad(at_BT, (rollout.prompt_ids_BP.shape[1], 0))",
         (LOGPROBS,),
     ),
     Mutant(
         "log-probs: the temperature dropped",
         "rlhf_lab/lm/logprobs.py",
-        "scaled_BTV = logits_BTV if temperature == 1 else logits_BTV / temperature",
-        "scaled_BTV = logits_BTV",
+        "scaled_NV = logits_NV if temperature == 1 else logits_NV / temperature",
+        "scaled_NV = logits_NV",
         (LOGPROBS,),
     ),
     Mutant(
         "entropy: the temperature dropped",
         "rlhf_lab/lm/logprobs.py",
-        "logprobs_BTV = (logits_BTV / temperature).log_softmax(-1)",
-        "logprobs_BTV = logits_BTV.log_softmax(-1)",
+        "logprobs_NV = (logits_NV / temperature).log_softmax(-1)",
+        "logprobs_NV = logits_NV.log_softmax(-1)",
         (LOGPROBS,),
     ),
     Mutant(
