@@ -21,7 +21,7 @@ from rlhf_lab_analysis.style import save
 def one_after_the_other(steps: pd.DataFrame) -> pd.DataFrame:
     """The rounds rl_1, rl_2, …, rl of each run as one stage `rl`; where two meet, the row is that of the end of the earlier."""
     rounds = steps[steps["stage"].str.fullmatch(r"rl(_\d+)?")]
-    order = rounds["stage"].str.extract(r"_(\d+)", expand=False).astype(float).fillna(float("inf"))  # the last has no number
+    order = pd.to_numeric(rounds["stage"].str.removeprefix("rl_"), errors="coerce").fillna(float("inf"))  # the last: no number
     rounds = rounds.assign(order=order)
     long = rounds.groupby(["run_id", "order"])["step"].max().groupby("run_id").cumsum()
     before = long.groupby("run_id").shift(fill_value=0).rename("before").reset_index()

@@ -117,7 +117,8 @@ def test_the_baseline_of_kto_is_the_mean_log_ratio_of_mismatched_responses(open_
 
 @pytest.mark.parametrize("loss", ["dpo", "kto", "orpo"])
 def test_micro_batches_change_memory_not_numbers(run_stage, loss):
-    stable = settings(loss, batch_size=6, adam_eps=1e-3, learning_rate=0.01)
+    # a small rate: five steps of a large one make of rounding what the tolerance could not tell from a wrong weight
+    stable = settings(loss, batch_size=6, adam_eps=1e-3, learning_rate=0.003)
     plain, *others = [run_stage("preference", {**stable, "microbatch_size": size}) for size in (None, 1, 4)]
     for other in others:
         for mine, theirs in zip(other.rows("train"), plain.rows("train"), strict=True):
